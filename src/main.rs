@@ -1,0 +1,2 @@
+//! The lazo command line.
+fn main() {}
