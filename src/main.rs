@@ -1,2 +1,50 @@
-//! The lazo command line.
-fn main() {}
+//! The `lazo` command: arguments in, library call out. One file a subcommand.
+//!
+//! To add a subcommand: its module, a variant of [`Command`] and its arm in [`Command::run`].
+
+mod global;
+mod mount;
+mod output;
+mod umount;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use global::Global;
+
+/// Start containers before their image has arrived.
+#[derive(Debug, Parser)]
+#[command(name = "lazo", version, propagate_version = true, disable_help_subcommand = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    Mount(mount::Args),
+    Umount(umount::Args),
+}
+
+impl Command {
+    fn run(self, global: &Global) -> anyhow::Result<()> {
+        match self {
+            Self::Mount(args) => args.run(global),
+            Self::Umount(args) => args.run(global),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(error) = cli.global.start_logging() {
+        return output::report(&error);
+    }
+    match cli.command.run(&cli.global) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => output::report(&error),
+    }
+}
