@@ -1,0 +1,42 @@
+# One entry point; CI calls the same targets. As root: tests and demo mount file systems.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help build demo test lint bench fuzz install-deps corpus
+
+FUZZ_SECONDS ?= 60
+# `cargo test` arguments, such as TEST_ARGS='--test e2e lazy'
+TEST_ARGS ?= --workspace
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+build: ## the release binary, target/release/lazo
+	cargo build --release --locked
+
+demo: build ## convert, mount and run an image of this machine's own files, against a full pull
+	target/release/lazo demo
+
+test: lint corpus ## everything: format, lints, unit and end-to-end tests
+	cargo test --locked $(TEST_ARGS)
+
+lint: install-deps ## rustfmt and clippy, warnings are errors; cargo-deny where it is installed
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check bans licenses sources; fi
+
+bench: install-deps ## the figures of docs/BENCHMARKS.md, measured on this machine
+	python3 benches/run.py
+
+fuzz: ## every fuzz target for FUZZ_SECONDS (60) each
+	scripts/install-deps --fuzz
+	@cd fuzz && for target in $$(cargo fuzz list); do \
+		echo "== $$target: $(FUZZ_SECONDS) s"; \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 || exit 1; \
+	done
+
+corpus: install-deps ## the images that the tests convert, under target/corpus
+	scripts/corpus small hostile debian >/dev/null
+
+install-deps: ## packages and tools, on Debian 12
+	@scripts/install-deps

@@ -1,0 +1,1 @@
+"""Builds the OCI images that lazo is tested and measured with."""
