@@ -58,6 +58,7 @@ def small(root: Path):
     apps = [layout.layer(write_tar(root / f"{name}.tar", app, name.encode()), "gzip") for name in ("one", "second")]
     for name, layer in zip(("app-one", "app-two"), apps):
         layout.tag(name, layout.manifest([stored["gzip"][0], layer]))
+    layout.tag("beyond", layout.manifest([layout.layer(write_tar(root / "beyond.tar", crafted.beyond), "gzip")]))
     layout.tag("multi", layout.index([("amd64", layout.manifest(stored["gzip"])),
                                       ("arm64", layout.manifest([stored["gzip"][0], apps[0]], "arm64"))]))
     layout.tag("empty", layout.manifest([layout.layer(write_tar(root / "empty.tar", lambda out: Tar(out).end()), "gzip")]))
