@@ -1,1 +1,30 @@
-//! lazo: registry.
+//! OCI images where they are: references, credentials, the distribution client, layout directories and archives.
+//!
+//! A [`Source`] reads an image, a [`Destination`] takes one; both by an [`ImageRef`]. Every byte that comes through
+//! [`Source::document`] and [`Source::blob`] has been checked against its digest and size; only
+//! [`Source::blob_range`] cannot be, and leaves that to whoever knows what the range should hold.
+//!
+//! Memory: documents are bounded by [`MAX_DOCUMENT`], blobs are streamed.
+
+mod blob;
+mod destination;
+mod document;
+mod error;
+pub mod media;
+mod options;
+mod platform;
+mod reference;
+mod source;
+
+pub use blob::BlobStream;
+pub use destination::{Destination, Outcome};
+pub use document::{
+    Content, Document, MAX_DOCUMENT, MAX_INDEX_DEPTH, MAX_INDEX_ENTRIES, Manifest, descriptor, digest_of,
+    is_attestation, to_json,
+};
+pub use error::{Error, Result};
+pub use oci_spec;
+pub use options::Options;
+pub use platform::Platform;
+pub use reference::{DockerRef, ImageRef};
+pub use source::Source;

@@ -1,0 +1,185 @@
+//! What can go wrong between an image reference and its bytes.
+//!
+//! No variant ever holds a secret: URLs are shown without query and user information, request headers never.
+
+use std::{fmt, io, time::Duration};
+
+use lazo_format::Digest;
+
+/// Shorthand for this crate's results.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of a source, a destination or a reference; says what failed, on what, and where known what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The text is no image reference.
+    #[error("invalid image reference {reference:?}: {reason}")]
+    Reference {
+        /// The text given.
+        reference: String,
+        /// What is wrong, and what is accepted.
+        reason: String,
+    },
+    /// Content that does not hash to what its descriptor or URL promised.
+    #[error("{what}: digest mismatch: expected {expected}, got {actual}")]
+    DigestMismatch {
+        /// The object and where it came from.
+        what: String,
+        /// Digest asked for.
+        expected: Digest,
+        /// Digest of the bytes received.
+        actual: Digest,
+    },
+    /// Content longer or shorter than its descriptor says.
+    #[error("{what}: size mismatch: expected {expected} bytes, got {actual}")]
+    SizeMismatch {
+        /// The object and where it came from.
+        what: String,
+        /// Bytes promised.
+        expected: u64,
+        /// Bytes received, or received so far when the content is too long.
+        actual: u64,
+    },
+    /// A document over its bound.
+    #[error("{what} is larger than the limit of {limit} bytes")]
+    TooLarge {
+        /// The object.
+        what: String,
+        /// The bound, bytes.
+        limit: u64,
+    },
+    /// The object does not exist.
+    #[error("{what}: not found")]
+    NotFound {
+        /// The object and where it was looked for.
+        what: String,
+    },
+    /// The registry refuses these (or no) credentials.
+    #[error("{what}: access denied: {reason}")]
+    Denied {
+        /// The object or host.
+        what: String,
+        /// Why, and what the user can do.
+        reason: String,
+    },
+    /// An answer that is neither success nor one of the cases above.
+    #[error("{what}: {method} {url} answered {status}{detail}")]
+    Status {
+        /// The object asked for.
+        what: String,
+        /// HTTP method.
+        method: String,
+        /// URL without query.
+        url: String,
+        /// HTTP status code.
+        status: u16,
+        /// The registry's own words, with a leading ": ", or empty.
+        detail: String,
+        /// The wait asked for by `Retry-After`.
+        retry_after: Option<Duration>,
+    },
+    /// No answer: connection refused, reset or cut, TLS failure, or a stall longer than the timeout.
+    #[error("{what}: cannot reach {url}")]
+    Transport {
+        /// The object asked for.
+        what: String,
+        /// URL without query.
+        url: String,
+        /// Cause.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// An answer or document that breaks the protocol or the format.
+    #[error("{what}: {reason}")]
+    Invalid {
+        /// The object.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The image has no manifest for the platform.
+    #[error("{what} has no image for {wanted}; it has: {available}")]
+    NoPlatform {
+        /// The image.
+        what: String,
+        /// Platform asked for.
+        wanted: String,
+        /// Platforms found, separated by commas.
+        available: String,
+    },
+    /// A credential file or helper that cannot be used.
+    #[error("credentials for {host}: {reason}")]
+    Credentials {
+        /// Registry host.
+        host: String,
+        /// What failed, never the credential.
+        reason: String,
+    },
+    /// Reading or writing a local file.
+    #[error("{what}")]
+    Io {
+        /// What was done, and on which path.
+        what: String,
+        /// Cause.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(what: impl fmt::Display, source: io::Error) -> Self {
+        Self::Io { what: what.to_string(), source }
+    }
+
+    pub(crate) fn invalid(what: impl fmt::Display, reason: impl fmt::Display) -> Self {
+        Self::Invalid { what: what.to_string(), reason: reason.to_string() }
+    }
+
+    pub(crate) fn transport(
+        what: impl fmt::Display,
+        url: impl fmt::Display,
+        source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Transport { what: what.to_string(), url: url.to_string(), source: source.into() }
+    }
+
+    /// Whether the same request may succeed a little later: no answer, 408, 429 or a server error.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Transport { .. } => true,
+            Self::Status { status, .. } => matches!(status, 408 | 429 | 500 | 502 | 503 | 504),
+            _ => false,
+        }
+    }
+
+    /// Whether the object is known not to exist.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
+    }
+
+    /// The wait that the server asked for before the next attempt.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}
+
+impl From<Error> for io::Error {
+    /// Keeps the error as the inner one, so that a reader over a [`crate::BlobStream`] loses nothing.
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::Io { source, .. } => source.kind(),
+            Error::NotFound { .. } => io::ErrorKind::NotFound,
+            Error::Denied { .. } | Error::Credentials { .. } => io::ErrorKind::PermissionDenied,
+            Error::DigestMismatch { .. } | Error::SizeMismatch { .. } | Error::Invalid { .. } => {
+                io::ErrorKind::InvalidData
+            }
+            _ => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}

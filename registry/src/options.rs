@@ -1,0 +1,44 @@
+//! How to reach registries.
+
+use std::{path::PathBuf, time::Duration};
+
+/// Settings of a [`crate::Source`] or [`crate::Destination`]. The default reads docker's `config.json`, when needed.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Plain HTTP for hosts that are not loopback, too.
+    pub plain_http: bool,
+    /// HTTPS for loopback hosts, too.
+    pub loopback_tls: bool,
+    /// PEM files of certificate authorities trusted beside the system's.
+    pub extra_ca: Vec<PathBuf>,
+    /// Credentials file, of docker's or containers' form, in place of `REGISTRY_AUTH_FILE`, `DOCKER_CONFIG`,
+    /// `~/.docker/config.json` and `XDG_RUNTIME_DIR/containers/auth.json`.
+    pub auth_file: Option<PathBuf>,
+    /// Longest wait for a connection. 10 s.
+    pub connect_timeout: Duration,
+    /// Longest wait without a byte moved on a connection. 60 s.
+    pub stall_timeout: Duration,
+    /// Attempts a request has before its error is reported, the first included. 5.
+    pub attempts: u32,
+    /// Bytes of a blob sent in one request; what a broken connection costs at most. 64 MiB.
+    pub upload_chunk: u64,
+    /// Where staged blobs lie before an upload, in place of the system's temporary directory. Layouts and archives
+    /// stage beside their destination, so that a rename suffices.
+    pub staging_parent: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            plain_http: false,
+            loopback_tls: false,
+            extra_ca: Vec::new(),
+            auth_file: None,
+            connect_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(60),
+            attempts: 5,
+            upload_chunk: 64 << 20,
+            staging_parent: None,
+        }
+    }
+}
