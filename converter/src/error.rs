@@ -1,0 +1,179 @@
+//! What can go wrong in a conversion, and where.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use lazo_format::Digest;
+
+/// A conversion that failed. The destination has not been touched: it is written only after everything was read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The source or the destination could not be read or written, or held the wrong bytes.
+    #[error(transparent)]
+    Registry(#[from] lazo_registry::Error),
+    /// A layer of the source is not what it should be.
+    #[error("layer {number} of {count} ({digest})")]
+    Layer {
+        /// Position of the layer in the manifest, from 1.
+        number: usize,
+        /// Number of layers in the manifest.
+        count: usize,
+        /// The layer's digest.
+        digest: Digest,
+        /// What is wrong with it.
+        source: LayerError,
+    },
+    /// A file of the conversion's own could not be written or read.
+    #[error("{what} {}", path.display())]
+    Io {
+        /// What was being done, as in "write chunk spool".
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The operating system's word.
+        source: std::io::Error,
+    },
+    /// The source is not an image that can be converted.
+    #[error("{0}")]
+    Image(String),
+    /// An option is out of its range.
+    #[error("{0}")]
+    Options(String),
+    /// The merged tree cannot be written as a bootstrap.
+    #[error("the image's tree cannot be written as a bootstrap")]
+    Tree(#[from] lazo_format::TreeError),
+    /// The chunk index cannot be written.
+    #[error("the chunk index cannot be written")]
+    Index(#[from] lazo_format::IndexError),
+    /// The caller asked for the conversion to stop.
+    #[error("interrupted")]
+    Interrupted,
+    /// A thread of the conversion panicked: a bug in lazo.
+    #[error("a worker thread panicked; please report this")]
+    Panicked,
+}
+
+/// A layer that cannot be converted: which entry, if the fault is in one, and what the fault is.
+#[derive(Debug)]
+pub struct LayerError {
+    entry: Option<Vec<u8>>,
+    problem: Problem,
+}
+
+/// A fault in a layer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Problem {
+    /// Fetching, verifying or decompressing the layer failed.
+    #[error("cannot read the layer")]
+    Read(#[source] std::io::Error),
+    /// The registry's answer is wrong, or never came.
+    #[error("cannot fetch the layer")]
+    Fetch(#[source] lazo_registry::Error),
+    /// The uncompressed layer is not the one that the config names.
+    #[error("its uncompressed content has digest {actual}, but the config's diff_ids say {expected}")]
+    DiffId {
+        /// From `rootfs.diff_ids`.
+        expected: Digest,
+        /// Of the bytes read.
+        actual: Digest,
+    },
+    /// The media type names no compression that is known.
+    #[error("its media type {0} is not a layer that lazo can read")]
+    MediaType(String),
+    /// The archive ends within an entry.
+    #[error("the archive is truncated")]
+    Truncated,
+    /// The archive breaks the tar format.
+    #[error("the archive is corrupt: {0}")]
+    Corrupt(&'static str),
+    /// A path with more `..` than parents, or an unusable name.
+    #[error("the path climbs out of the root")]
+    Climbs,
+    /// A path that cannot name a file.
+    #[error("the path is not valid: {0}")]
+    Path(&'static str),
+    /// Too many symbolic links on the way.
+    #[error("too many levels of symbolic links on its path (a loop?)")]
+    LinkLoop,
+    /// A parent is neither a directory nor a symbolic link.
+    #[error("its parent {0} is not a directory")]
+    NotADirectory(String),
+    /// A hard link's target is missing or a directory.
+    #[error("hard link to {target}, which {why}")]
+    HardLink {
+        /// The target, as the archive has it.
+        target: String,
+        /// "does not exist", "is a directory".
+        why: &'static str,
+    },
+    /// A number that no file can have.
+    #[error("{field} {value} is out of range")]
+    Range {
+        /// Name of the field.
+        field: &'static str,
+        /// Its value.
+        value: i128,
+    },
+    /// More of something than lazo handles in bounded memory.
+    #[error("more than {limit} {what}")]
+    TooMany {
+        /// What there is too much of.
+        what: &'static str,
+        /// The bound.
+        limit: u64,
+    },
+    /// Something tar can express and a container's file system cannot.
+    #[error("unsupported: {0}")]
+    Unsupported(String),
+    /// The converter's own temporary file failed.
+    #[error("cannot write temporary data")]
+    Spool(#[source] std::io::Error),
+    /// The chunk could not be compressed.
+    #[error("cannot compress a chunk")]
+    Encode(#[source] lazo_format::ChunkError),
+    /// The conversion was told to stop.
+    #[error("interrupted")]
+    Interrupted,
+    /// A thread of the conversion panicked: a bug in lazo.
+    #[error("a worker thread panicked; please report this")]
+    Panicked,
+}
+
+impl LayerError {
+    pub(crate) fn in_entry(entry: &[u8], problem: Problem) -> Self {
+        Self { entry: Some(entry.to_vec()), problem }
+    }
+
+    /// The fault itself.
+    pub fn problem(&self) -> &Problem {
+        &self.problem
+    }
+
+    /// Path of the faulty entry as the archive has it, if the fault is in one.
+    pub fn entry(&self) -> Option<&[u8]> {
+        self.entry.as_deref()
+    }
+}
+
+impl From<Problem> for LayerError {
+    fn from(problem: Problem) -> Self {
+        Self { entry: None, problem }
+    }
+}
+
+impl fmt::Display for LayerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.entry {
+            Some(entry) => write!(f, "entry \"{}\": {}", entry.escape_ascii(), self.problem),
+            None => self.problem.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for LayerError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        std::error::Error::source(&self.problem)
+    }
+}

@@ -1,0 +1,196 @@
+//! Reading a layer: fetched, verified, decompressed and parsed as one stream, each stage on a thread of its own.
+//!
+//! The inflating thread hashes the compressed bytes as they arrive (inside the blob stream), a second one hashes the
+//! uncompressed bytes for the diffID, and the caller's thread parses the archive. What travels between them is bounded.
+
+use std::io::{self, BufReader, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use crossbeam_channel::{Receiver, Sender};
+use futures_util::{StreamExt, TryStreamExt};
+use lazo_format::{Digest, Hasher};
+use lazo_registry::media::Compression;
+use tokio::runtime::Handle;
+
+pub(crate) mod archive;
+pub(crate) mod content;
+mod pax;
+
+pub use archive::{Archive, Entry, EntryKind};
+
+use crate::error::{LayerError, Problem};
+
+/// Uncompressed bytes handed on at a time.
+const BLOCK_SIZE: usize = 256 * 1024;
+/// Blocks waiting between two stages: 2 MiB each way.
+const BLOCKS_WAITING: usize = 8;
+/// Read buffer in front of the decompressor.
+const COMPRESSED_BUFFER: usize = 128 * 1024;
+
+/// One layer, about to be read.
+pub(crate) struct LayerStream<'a> {
+    pub(crate) stream: lazo_registry::BlobStream,
+    pub(crate) compression: Compression,
+    /// What the config says that the uncompressed bytes hash to.
+    pub(crate) diff_id: &'a Digest,
+    /// Told of compressed bytes as they come.
+    pub(crate) advance: &'a (dyn Fn(u64) + Sync),
+    /// Set when the conversion shall stop.
+    pub(crate) cancel: &'a AtomicBool,
+}
+
+impl LayerStream<'_> {
+    /// Reads the layer to its end: `parse` gets the archive, and every digest is checked after it. Returns the
+    /// uncompressed size in bytes.
+    pub(crate) fn read(
+        self,
+        runtime: &Handle,
+        parse: impl FnOnce(&mut Archive<BlockReader>) -> Result<(), LayerError>,
+    ) -> Result<u64, LayerError> {
+        let Self { stream, compression, diff_id, advance, cancel } = self;
+        let (to_parser, parser_blocks) = crossbeam_channel::bounded(BLOCKS_WAITING);
+        let (to_hasher, hasher_blocks) = crossbeam_channel::bounded(BLOCKS_WAITING);
+        std::thread::scope(|scope| {
+            let inflater = scope.spawn(move || {
+                let source = StreamReader { stream, runtime: runtime.clone(), block: Bytes::new(), advance, cancel };
+                inflate(source, compression, &to_parser, &to_hasher)
+            });
+            let algorithm = diff_id.algorithm();
+            let hasher = scope.spawn(move || {
+                let mut hasher = Hasher::new(algorithm);
+                hasher_blocks.iter().for_each(|block: Bytes| hasher.update(&block));
+                hasher.finish()
+            });
+            let mut archive = Archive::new(BlockReader { blocks: parser_blocks, block: Bytes::new() });
+            let parsed = parse(&mut archive).and_then(|()| archive.drain().map_err(LayerError::from));
+            drop(archive);
+            let inflated = inflater.join().map_err(|_| Problem::Panicked)?;
+            let actual = hasher.join().map_err(|_| Problem::Panicked)?;
+            // A stream that broke off makes the parser see a truncated archive: the cause is what counts.
+            let size = match (inflated, parsed) {
+                (Err(Stopped::Failed(problem)), _) => return Err(problem.into()),
+                (_, Err(error)) => return Err(error),
+                (Err(Stopped::NobodyReads), Ok(())) => return Err(Problem::Truncated.into()),
+                (Ok(size), Ok(())) => size,
+            };
+            if actual != *diff_id {
+                return Err(Problem::DiffId { expected: *diff_id, actual }.into());
+            }
+            Ok(size)
+        })
+    }
+}
+
+enum Stopped {
+    NobodyReads,
+    Failed(Problem),
+}
+
+fn inflate(
+    source: StreamReader<'_>,
+    compression: Compression,
+    to_parser: &Sender<Bytes>,
+    to_hasher: &Sender<Bytes>,
+) -> Result<u64, Stopped> {
+    let mut source = BufReader::with_capacity(COMPRESSED_BUFFER, source);
+    let sent = match compression {
+        Compression::None => send_blocks(&mut source, to_parser, to_hasher),
+        Compression::Gzip => send_blocks(flate2::bufread::MultiGzDecoder::new(&mut source), to_parser, to_hasher),
+        Compression::Zstd => match zstd::Decoder::with_buffer(&mut source) {
+            Ok(decoder) => send_blocks(decoder, to_parser, to_hasher),
+            Err(error) => Err(Stopped::Failed(Problem::Read(error))),
+        },
+    };
+    // The blob's own digest is checked at its last byte, so go there: wrong bytes explain a decompressor's complaint.
+    match (sent, io::copy(&mut source, &mut io::sink())) {
+        (Err(Stopped::NobodyReads), _) => Err(Stopped::NobodyReads),
+        (_, Err(error)) => Err(Stopped::Failed(fetch_problem(error))),
+        (Err(Stopped::Failed(Problem::Read(error))), _) => Err(Stopped::Failed(fetch_problem(error))),
+        (sent, Ok(_)) => sent,
+    }
+}
+
+/// Takes a registry's error out of the I/O error that carried it through the decompressor.
+fn fetch_problem(error: io::Error) -> Problem {
+    match error.downcast::<Carried>() {
+        Ok(Carried::Registry(error)) => Problem::Fetch(error),
+        Ok(Carried::Interrupted) => Problem::Interrupted,
+        Err(error) => Problem::Read(error),
+    }
+}
+
+fn send_blocks(mut from: impl Read, to_parser: &Sender<Bytes>, to_hasher: &Sender<Bytes>) -> Result<u64, Stopped> {
+    let mut total = 0;
+    loop {
+        let mut block = Vec::with_capacity(BLOCK_SIZE);
+        let read = from.by_ref().take(BLOCK_SIZE as u64).read_to_end(&mut block);
+        read.map_err(|e| Stopped::Failed(Problem::Read(e)))?;
+        if block.is_empty() {
+            return Ok(total);
+        }
+        total += block.len() as u64;
+        let block = Bytes::from(block);
+        to_hasher.send(block.clone()).map_err(|_| Stopped::NobodyReads)?;
+        to_parser.send(block).map_err(|_| Stopped::NobodyReads)?;
+    }
+}
+
+/// An error of ours on its way through a decompressor, which only knows I/O errors.
+#[derive(Debug, thiserror::Error)]
+enum Carried {
+    #[error(transparent)]
+    Registry(lazo_registry::Error),
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// The blob's verified stream, read from a thread.
+struct StreamReader<'a> {
+    stream: lazo_registry::BlobStream,
+    runtime: Handle,
+    block: Bytes,
+    advance: &'a (dyn Fn(u64) + Sync),
+    cancel: &'a AtomicBool,
+}
+
+impl Read for StreamReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.block.is_empty() {
+            if self.cancel.load(Ordering::Relaxed) {
+                return Err(io::Error::other(Carried::Interrupted));
+            }
+            let next = self.runtime.block_on(self.stream.by_ref().try_next());
+            match next.map_err(|e| io::Error::other(Carried::Registry(e)))? {
+                Some(block) => {
+                    (self.advance)(block.len() as u64);
+                    self.block = block;
+                }
+                None => return Ok(0),
+            }
+        }
+        let length = self.block.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&self.block.split_to(length));
+        Ok(length)
+    }
+}
+
+/// The uncompressed layer as the parser sees it.
+pub struct BlockReader {
+    blocks: Receiver<Bytes>,
+    block: Bytes,
+}
+
+impl Read for BlockReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.block.is_empty() {
+            match self.blocks.recv() {
+                Ok(block) => self.block = block,
+                Err(_) => return Ok(0),
+            }
+        }
+        let length = self.block.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&self.block.split_to(length));
+        Ok(length)
+    }
+}

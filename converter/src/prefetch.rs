@@ -1,0 +1,125 @@
+//! The prefetch list's source: paths and globs, in the order in which a start needs them.
+
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use globset::{GlobBuilder, GlobMatcher};
+
+use crate::error::Error;
+use crate::merge::{FileId, Kind, Merge, NodeRef};
+
+/// Lines of a list: a start opens thousands of files at most.
+const MAX_PATTERNS: usize = 1_000_000;
+
+/// Paths and globs, in order.
+#[derive(Clone, Debug, Default)]
+pub struct PrefetchList {
+    patterns: Vec<Pattern>,
+}
+
+#[derive(Clone, Debug)]
+enum Pattern {
+    Path(Vec<u8>),
+    Glob(GlobMatcher),
+}
+
+impl PrefetchList {
+    /// Parses a list: a line each, empty lines and those that begin with `#` ignored. A line with one of `*?[{` is a glob
+    /// over whole paths (`*` stays within a directory, `**` does not), unless a backslash stands before it.
+    ///
+    /// # Errors
+    /// A glob that cannot be read, with its line number.
+    pub fn parse(text: &[u8]) -> Result<Self, Error> {
+        let mut patterns = Vec::new();
+        for (number, line) in text.split(|b| *b == b'\n').enumerate() {
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            if line.is_empty() || line.starts_with(b"#") {
+                continue;
+            }
+            if patterns.len() == MAX_PATTERNS {
+                return Err(Error::Options(format!("the prefetch list has more than {MAX_PATTERNS} lines")));
+            }
+            let fail =
+                |why: &dyn std::fmt::Display| Error::Options(format!("prefetch list, line {}: {why}", number + 1));
+            patterns.push(match line.iter().any(|b| b"*?[{\\".contains(b)) {
+                false => Pattern::Path(line.to_vec()),
+                true => {
+                    let text = std::str::from_utf8(line).map_err(|e| fail(&e))?;
+                    let rooted = format!("/{}", text.trim_start_matches('/'));
+                    let glob = GlobBuilder::new(&rooted).literal_separator(true).backslash_escape(true).build();
+                    Pattern::Glob(glob.map_err(|e| fail(&e))?.compile_matcher())
+                }
+            });
+        }
+        Ok(Self { patterns })
+    }
+
+    /// Whether there is nothing to prefetch.
+    pub fn is_empty(&self) -> bool {
+        self.patterns.is_empty()
+    }
+
+    /// The files of the tree that the list names, each once, in the list's order. Symbolic links are followed, a directory
+    /// stands for all files below it, and what does not exist is passed over.
+    pub(crate) fn files(&self, tree: &mut Merge) -> Vec<FileId> {
+        let mut seen = HashSet::new();
+        let mut files = Vec::new();
+        let mut add = |id: FileId| {
+            if seen.insert(id) {
+                files.push(id);
+            }
+        };
+        let mut globbed = self.glob_matches(tree).into_iter();
+        for pattern in &self.patterns {
+            match pattern {
+                Pattern::Path(path) => {
+                    if let Some(node) = tree.resolve(path) {
+                        files_below(tree, node, &mut add);
+                    }
+                }
+                Pattern::Glob(_) => {
+                    for path in globbed.next().unwrap_or_default() {
+                        if let Some(node) = tree.resolve(&path) {
+                            files_below(tree, node, &mut add);
+                        }
+                    }
+                }
+            }
+        }
+        files
+    }
+
+    /// The paths that each glob matches, in one pass over the tree.
+    fn glob_matches(&self, tree: &Merge) -> Vec<Vec<Vec<u8>>> {
+        let globs: Vec<&GlobMatcher> = self
+            .patterns
+            .iter()
+            .filter_map(|p| match p {
+                Pattern::Glob(glob) => Some(glob),
+                Pattern::Path(_) => None,
+            })
+            .collect();
+        let mut matches = vec![Vec::new(); globs.len()];
+        if !globs.is_empty() {
+            tree.visit(tree.root(), &mut Vec::new(), &mut |path, _| {
+                let as_path = Path::new(OsStr::from_bytes(path));
+                for (glob, found) in globs.iter().zip(&mut matches) {
+                    if glob.is_match(as_path) {
+                        found.push(path.to_vec());
+                    }
+                }
+            });
+        }
+        matches
+    }
+}
+
+fn files_below(tree: &Merge, node: NodeRef, add: &mut impl FnMut(FileId)) {
+    tree.visit(node, &mut Vec::new(), &mut |_, node| {
+        if let Kind::File { id, .. } = node.kind {
+            add(id);
+        }
+    });
+}
