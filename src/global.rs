@@ -41,4 +41,13 @@ impl Global {
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
         Ok(())
     }
+
+    /// How to talk to registries.
+    pub(crate) fn registry_options(&self) -> lazo_registry::Options {
+        let mut options = lazo_registry::Options::default();
+        options.plain_http = self.plain_http;
+        options.extra_ca.clone_from(&self.ca);
+        options.auth_file.clone_from(&self.authfile);
+        options
+    }
 }

@@ -2,6 +2,7 @@
 //!
 //! To add a subcommand: its module, a variant of [`Command`] and its arm in [`Command::run`].
 
+mod convert;
 mod global;
 mod mount;
 mod output;
@@ -25,6 +26,7 @@ struct Cli {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Convert(Box<convert::Args>),
     Mount(mount::Args),
     Umount(umount::Args),
 }
@@ -32,6 +34,7 @@ enum Command {
 impl Command {
     fn run(self, global: &Global) -> anyhow::Result<()> {
         match self {
+            Self::Convert(args) => args.run(global),
             Self::Mount(args) => args.run(global),
             Self::Umount(args) => args.run(global),
         }
