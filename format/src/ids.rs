@@ -46,3 +46,12 @@ id! {
     /// EROFS inode number: the inode's byte offset in the bootstrap divided by 32.
     Nid(u64)
 }
+
+/// lazo runs on 64-bit systems: a bootstrap and its offsets must fit the address space.
+const _: () = assert!(usize::BITS >= 64);
+
+/// An offset or length as an index into memory.
+#[expect(clippy::cast_possible_truncation, reason = "usize has 64 bits, asserted above")]
+pub(crate) const fn to_usize(value: u64) -> usize {
+    value as usize
+}

@@ -105,6 +105,12 @@ pub(crate) fn decode_device(encoded: u32) -> (u32, u32) {
     (encoded >> 8 & 0xfff, encoded & 0xff | encoded >> 12 & 0xf_ff00)
 }
 
+/// Checksum of the superblock's block from the superblock on, its checksum field being zero: CRC32C
+/// without the final inversion.
+pub(crate) fn superblock_checksum(bytes: &[u8]) -> u32 {
+    !crc32c::crc32c(bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,9 +1,21 @@
 //! Reads a bootstrap where it lies. Every number in it is foreign: each access is checked against the slice.
 
+mod directory;
+mod map;
+mod validate;
+mod xattrs;
+
 use thiserror::Error;
 
-use crate::ids::{BlobIndex, DeviceAddr, Nid};
+use crate::ids::{BLOCK_SIZE, BlobIndex, MAX_BLOBS, Nid, to_usize};
+use crate::index::Index;
 use crate::tree::Timestamp;
+
+use super::ondisk::*;
+pub use directory::{DirEntries, DirEntry};
+pub use map::Mapping;
+pub use validate::Summary;
+pub use xattrs::Xattrs;
 
 /// The bootstrap is damaged or of another kind, or was asked for something it does not hold.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -11,8 +23,8 @@ pub enum BootstrapError {
     /// The image as a whole.
     #[error("bootstrap: {0}")]
     Image(&'static str),
-    /// The image was written with other features than this reader knows.
-    #[error("bootstrap: {what} is {value:#x}, this program reads {expected:#x}: update lazo")]
+    /// The image was written in another way than this reader knows.
+    #[error("bootstrap: {what} is {value:#x}, this program reads {expected:#x}: damaged, or made by another version")]
     Unsupported {
         /// Which field.
         what: &'static str,
@@ -27,6 +39,9 @@ pub enum BootstrapError {
     /// The inode is of another type than the call is for.
     #[error("bootstrap: inode {0} is not a {1}")]
     Type(Nid, &'static str),
+    /// The device table and the chunk index do not describe the same blob.
+    #[error("bootstrap: device {0} is not the blob that the chunk index has at its place")]
+    Device(BlobIndex),
 }
 
 /// Type of an inode.
@@ -42,7 +57,59 @@ pub enum FileType {
     Symlink,
 }
 
-/// An inode, decoded.
+impl FileType {
+    fn from_mode(mode: u16) -> Option<Self> {
+        Some(match mode & S_IFMT {
+            S_IFREG => Self::Regular,
+            S_IFDIR => Self::Directory,
+            S_IFCHR => Self::CharDevice,
+            S_IFBLK => Self::BlockDevice,
+            S_IFIFO => Self::Fifo,
+            S_IFSOCK => Self::Socket,
+            S_IFLNK => Self::Symlink,
+            _ => return None,
+        })
+    }
+
+    fn from_dirent(byte: u8) -> Option<Self> {
+        Some(match byte {
+            FT_REGULAR => Self::Regular,
+            FT_DIRECTORY => Self::Directory,
+            FT_CHAR => Self::CharDevice,
+            FT_BLOCK => Self::BlockDevice,
+            FT_FIFO => Self::Fifo,
+            FT_SOCKET => Self::Socket,
+            FT_SYMLINK => Self::Symlink,
+            _ => return None,
+        })
+    }
+
+    /// The type bits of `st_mode`.
+    pub fn mode_bits(self) -> u16 {
+        match self {
+            Self::Regular => S_IFREG,
+            Self::Directory => S_IFDIR,
+            Self::CharDevice => S_IFCHR,
+            Self::BlockDevice => S_IFBLK,
+            Self::Fifo => S_IFIFO,
+            Self::Socket => S_IFSOCK,
+            Self::Symlink => S_IFLNK,
+        }
+    }
+}
+
+/// Where an inode's content lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// In whole blocks from this one on.
+    Plain { block: u32 },
+    /// Whole blocks from this one on, the rest behind the inode.
+    Inline { block: u32 },
+    /// In the devices, by a map of chunks of 4096 << bits bytes.
+    Chunked { bits: u32 },
+}
+
+/// An inode, decoded. Its sizes and places have been checked against the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inode {
     /// Its number.
@@ -63,131 +130,287 @@ pub struct Inode {
     pub size: u64,
     /// Major and minor number of a device, otherwise zeros.
     pub rdev: (u32, u32),
+    layout: Layout,
+    /// Bytes of attributes behind the inode.
+    xattr_size: u64,
 }
 
-/// One name in a directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DirEntry<'a> {
-    /// The name; `.` and `..` too.
-    pub name: &'a [u8],
-    /// Whom it names.
-    pub nid: Nid,
-    /// The type of what it names.
-    pub file_type: FileType,
-    /// Where to go on reading behind this entry.
-    pub next_cookie: u64,
-}
+impl Inode {
+    /// `st_mode`: type and permissions.
+    pub fn mode(&self) -> u16 {
+        self.file_type.mode_bits() | self.permissions
+    }
 
-/// Where a piece of a file lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Mapping {
-    /// Offset in the file in bytes: the one asked for.
-    pub offset: u64,
-    /// Bytes from there that lie in one run; 0 at or behind the end of the file.
-    pub length: u64,
-    /// Blob and device address of the first byte; `None` for a hole.
-    pub location: Option<(BlobIndex, DeviceAddr)>,
+    /// Whether it has extended attributes.
+    pub fn has_xattrs(&self) -> bool {
+        self.xattr_size != 0
+    }
+
+    fn error(&self, what: &'static str) -> BootstrapError {
+        BootstrapError::Inode(self.nid, what)
+    }
+
+    /// Byte offset of what follows inode and attributes. An `Inode` exists only where this lies in the image.
+    fn head_end(&self) -> u64 {
+        self.nid.0 * INODE_UNIT + INODE_SIZE as u64 + self.xattr_size
+    }
 }
 
 /// One device as the bootstrap knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slot<'a> {
-    /// Label: 64 hex digits of the blob's SHA-256.
+    /// Label: the 64 hex digits of the blob's SHA-256.
     pub tag: &'a [u8],
     /// Size of the device space in bytes.
     pub size: u64,
 }
 
-/// What a full walk counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[expect(missing_docs, reason = "the names say it")]
-pub struct Summary {
-    /// Names in the tree, the root among them.
-    pub entries: u64,
-    pub inodes: u64,
-    pub directories: u64,
-    pub regular_files: u64,
-    pub symlinks: u64,
-    /// Devices, pipes, sockets.
-    pub special_files: u64,
-    /// Sum of the sizes of all regular files, each inode once.
-    pub file_bytes: u64,
-    pub map_entries: u64,
-    pub inodes_with_xattrs: u64,
+/// The image, with checked access to it.
+#[derive(Debug, Clone, Copy)]
+struct Bytes<'a>(&'a [u8]);
+
+impl<'a> Bytes<'a> {
+    fn get(self, at: u64, length: u64) -> Option<&'a [u8]> {
+        let start = usize::try_from(at).ok()?;
+        self.0.get(start..start.checked_add(usize::try_from(length).ok()?)?)
+    }
+
+    fn array<const N: usize>(self, at: u64) -> Option<&'a [u8; N]> {
+        self.get(at, N as u64)?.first_chunk()
+    }
+}
+
+// Fields of a structure that has been cut out whole; the offsets are constants within it.
+
+fn le16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn le32(bytes: &[u8], at: usize) -> u32 {
+    u32::from(le16(bytes, at)) | u32::from(le16(bytes, at + 2)) << 16
+}
+
+fn le64(bytes: &[u8], at: usize) -> u64 {
+    u64::from(le32(bytes, at)) | u64::from(le32(bytes, at + 4)) << 32
 }
 
 /// A bootstrap in memory or mapped.
 #[derive(Debug, Clone)]
 pub struct Bootstrap<B> {
     bytes: B,
+    root: Nid,
+    inodes: u64,
+    devices: u16,
+    /// Byte offset of the device table.
+    slots: u64,
 }
 
-/// Iterator over a directory.
-#[derive(Debug, Clone)]
-pub struct DirEntries<'a> {
-    data: &'a [u8],
-}
-
-impl<'a> Iterator for DirEntries<'a> {
-    type Item = Result<DirEntry<'a>, BootstrapError>;
-    fn next(&mut self) -> Option<Self::Item> {
-        let _ = self.data;
-        None
-    }
-}
-
-/// Iterator over an inode's attributes.
-#[derive(Debug, Clone)]
-pub struct Xattrs<'a> {
-    data: &'a [u8],
-}
-
-impl<'a> Iterator for Xattrs<'a> {
-    type Item = Result<(Vec<u8>, &'a [u8]), BootstrapError>;
-    fn next(&mut self) -> Option<Self::Item> {
-        let _ = self.data;
-        None
-    }
-}
-
-const SOON: BootstrapError = BootstrapError::Image("reading is not finished in this build");
-
-#[allow(missing_docs, reason = "first cut")]
 impl<B: AsRef<[u8]>> Bootstrap<B> {
+    /// Checks the superblock, the device table's place and the root; the cost does not depend on the tree.
+    ///
+    /// # Errors
+    /// [`BootstrapError`] when this is not an EROFS image of the kind that [`crate::write_bootstrap`] makes.
     pub fn parse(bytes: B) -> Result<Self, BootstrapError> {
-        Ok(Self { bytes })
+        let image = Bytes(bytes.as_ref());
+        let length = image.0.len() as u64;
+        let superblock: &[u8; SUPERBLOCK_SIZE] =
+            image.array(SUPERBLOCK_OFFSET as u64).ok_or(BootstrapError::Image("shorter than a superblock"))?;
+        check_superblock(superblock)?;
+        if length < BLOCK_SIZE || u64::from(le32(superblock, 36)) * BLOCK_SIZE != length {
+            return Err(BootstrapError::Image("its length is not what the superblock says: truncated or damaged"));
+        }
+        check_checksum(image.0)?;
+        let (devices, slots) = (le16(superblock, 86), u64::from(le16(superblock, 88)) * SLOT_SIZE as u64);
+        if usize::from(devices) > MAX_BLOBS || image.get(slots, u64::from(devices) * SLOT_SIZE as u64).is_none() {
+            return Err(BootstrapError::Image("the device table is too long, or not within the image"));
+        }
+        let root = Nid(u64::from(le16(superblock, 14)));
+        let inodes = le64(superblock, 16);
+        let bootstrap = Self { bytes, root, inodes, devices, slots };
+        match bootstrap.inode(root)?.file_type {
+            FileType::Directory => Ok(bootstrap),
+            _ => Err(BootstrapError::Type(root, "directory, but the root")),
+        }
     }
+
+    /// The root directory.
     pub fn root(&self) -> Nid {
-        Nid(0)
+        self.root
     }
+
+    /// Number of inodes by the superblock; [`Bootstrap::validate`] counts them.
+    pub fn inode_count(&self) -> u64 {
+        self.inodes
+    }
+
+    /// Number of devices: one a blob.
     pub fn device_count(&self) -> usize {
-        0
+        usize::from(self.devices)
     }
-    pub fn slot(&self, _blob: BlobIndex) -> Result<Slot<'_>, BootstrapError> {
-        Err(SOON)
+
+    /// One entry of the device table.
+    ///
+    /// # Errors
+    /// [`BootstrapError::Image`] for a number that is not in it, or an entry that the kernel would map elsewhere.
+    pub fn slot(&self, blob: BlobIndex) -> Result<Slot<'_>, BootstrapError> {
+        if blob.0 >= self.devices {
+            return Err(BootstrapError::Image("a device is not in the device table"));
+        }
+        let at = self.slots + u64::from(blob.0) * SLOT_SIZE as u64;
+        let slot: &[u8; SLOT_SIZE] = self.image().array(at).ok_or(BootstrapError::Image("truncated device table"))?;
+        if le32(slot, 68) != 0 {
+            return Err(BootstrapError::Image("a device has a flat address"));
+        }
+        Ok(Slot { tag: &slot[..64], size: u64::from(le32(slot, 64)) * BLOCK_SIZE })
     }
-    pub fn inode(&self, _nid: Nid) -> Result<Inode, BootstrapError> {
-        Err(SOON)
+
+    /// Checks that the device table names the blobs of a chunk index, in order and with their sizes.
+    ///
+    /// # Errors
+    /// [`BootstrapError::Device`] for the first that differs, or that only one of them has.
+    pub fn check_devices<I: AsRef<[u8]>>(&self, index: &Index<I>) -> Result<(), BootstrapError> {
+        let count = u16::try_from(index.blob_count().max(self.device_count())).unwrap_or(u16::MAX);
+        for blob in (0..count).map(BlobIndex) {
+            let slot = self.slot(blob).map_err(|_| BootstrapError::Device(blob))?;
+            let record = index.blob(blob).map_err(|_| BootstrapError::Device(blob))?;
+            if slot.tag != record.digest.hex().as_bytes() || slot.size != record.device_size {
+                return Err(BootstrapError::Device(blob));
+            }
+        }
+        Ok(())
     }
-    pub fn lookup(&self, _dir: &Inode, _name: &[u8]) -> Result<Option<(Nid, FileType)>, BootstrapError> {
-        Err(SOON)
+
+    /// Decodes an inode.
+    ///
+    /// # Errors
+    /// [`BootstrapError::Inode`] when there is none, or it breaks a rule of the format.
+    pub fn inode(&self, nid: Nid) -> Result<Inode, BootstrapError> {
+        decode_inode(self.image(), nid).map_err(|what| BootstrapError::Inode(nid, what))
     }
-    pub fn read_dir(&self, _dir: &Inode, _cookie: u64) -> Result<DirEntries<'_>, BootstrapError> {
-        Ok(DirEntries { data: self.bytes.as_ref() })
+
+    /// A symlink's target.
+    ///
+    /// # Errors
+    /// [`BootstrapError::Type`] when the inode is not a symlink, [`BootstrapError::Inode`] when its target
+    /// holds a NUL.
+    pub fn read_link(&self, inode: &Inode) -> Result<&[u8], BootstrapError> {
+        if inode.file_type != FileType::Symlink {
+            return Err(BootstrapError::Type(inode.nid, "symlink"));
+        }
+        let (blocks, tail) =
+            content(self.image(), inode).ok_or_else(|| inode.error("its target is not in the image"))?;
+        let target = if blocks.is_empty() { tail } else { blocks };
+        if target.contains(&0) {
+            return Err(inode.error("its target holds a NUL"));
+        }
+        Ok(target)
     }
-    pub fn read_link(&self, _inode: &Inode) -> Result<&[u8], BootstrapError> {
-        Err(SOON)
+
+    fn image(&self) -> Bytes<'_> {
+        Bytes(self.bytes.as_ref())
     }
-    pub fn xattr(&self, _inode: &Inode, _name: &[u8]) -> Result<Option<&[u8]>, BootstrapError> {
-        Err(SOON)
+}
+
+fn check_superblock(superblock: &[u8; SUPERBLOCK_SIZE]) -> Result<(), BootstrapError> {
+    let fields: [(&'static str, u64, u64); 9] = [
+        ("magic number", le32(superblock, 0).into(), MAGIC.into()),
+        ("block size (log2)", superblock[12].into(), BLOCK_BITS.into()),
+        ("set of incompatible features", le32(superblock, 80).into(), FEATURE_INCOMPAT.into()),
+        ("set of compatible features", le32(superblock, 8).into(), FEATURE_COMPAT.into()),
+        ("superblock extension", superblock[13].into(), 0),
+        ("metadata block address", le32(superblock, 40).into(), 0),
+        ("attribute block address", le32(superblock, 44).into(), 0),
+        ("directory block size", superblock[90].into(), 0),
+        ("number of attribute prefixes", superblock[91].into(), 0),
+    ];
+    match fields.into_iter().find(|(_, value, expected)| value != expected) {
+        Some((what, value, expected)) => Err(BootstrapError::Unsupported { what, value, expected }),
+        None => Ok(()),
     }
-    pub fn xattrs(&self, _inode: &Inode) -> Result<Xattrs<'_>, BootstrapError> {
-        Ok(Xattrs { data: self.bytes.as_ref() })
+}
+
+/// `image` has at least a block.
+fn check_checksum(image: &[u8]) -> Result<(), BootstrapError> {
+    let mut block = image[SUPERBLOCK_OFFSET..to_usize(BLOCK_SIZE)].to_vec();
+    let (value, _) = (le32(&block, 4), block[4..8].fill(0));
+    let expected = superblock_checksum(&block);
+    if value != expected {
+        let (value, expected) = (value.into(), expected.into());
+        return Err(BootstrapError::Unsupported { what: "superblock checksum", value, expected });
     }
-    pub fn extent(&self, _inode: &Inode, _offset: u64) -> Result<Mapping, BootstrapError> {
-        Err(SOON)
+    Ok(())
+}
+
+fn decode_inode(image: Bytes<'_>, nid: Nid) -> Result<Inode, &'static str> {
+    let at = nid.0.checked_mul(INODE_UNIT).ok_or("it is not in the image")?;
+    let raw: &[u8; INODE_SIZE] = image.array(at).ok_or("it is not in the image")?;
+    let (format, mode, u) = (le16(raw, 0), le16(raw, 4), le32(raw, 16));
+    if format & EXTENDED == 0 || le16(raw, 6) != 0 {
+        return Err("it is not an extended inode of 32-bit block addresses");
     }
-    pub fn validate(&self) -> Result<Summary, BootstrapError> {
-        Err(SOON)
+    let file_type = FileType::from_mode(mode).ok_or("unknown file type")?;
+    let layout = match format >> 1 {
+        FLAT_PLAIN => Layout::Plain { block: u },
+        FLAT_INLINE => Layout::Inline { block: u },
+        CHUNK_BASED if u & !CHUNK_BITS_MASK == CHUNK_INDEXES => Layout::Chunked { bits: u & CHUNK_BITS_MASK },
+        _ => return Err("unknown data layout"),
+    };
+    let inode = Inode {
+        nid,
+        file_type,
+        permissions: mode & !S_IFMT,
+        uid: le32(raw, 24),
+        gid: le32(raw, 28),
+        mtime: Timestamp { seconds: le64(raw, 32).cast_signed(), nanoseconds: le32(raw, 40) },
+        nlink: le32(raw, 44),
+        size: le64(raw, 8),
+        rdev: match file_type {
+            FileType::CharDevice | FileType::BlockDevice => decode_device(u),
+            _ => (0, 0),
+        },
+        layout,
+        xattr_size: xattrs::area_size(le16(raw, 2)),
+    };
+    image.get(at + INODE_SIZE as u64, inode.xattr_size).ok_or("its attributes are not in the image")?;
+    if inode.mtime.nanoseconds >= 1_000_000_000 {
+        return Err("its modification time has too many nanoseconds");
     }
+    check_content(image, &inode)?;
+    Ok(inode)
+}
+
+/// Whether size, layout and type agree, and the content or its map lies in the image.
+fn check_content(image: Bytes<'_>, inode: &Inode) -> Result<(), &'static str> {
+    let flat = !matches!(inode.layout, Layout::Chunked { .. });
+    match inode.file_type {
+        FileType::Regular if inode.size == 0 => Ok(()),
+        FileType::Regular => map::check(image, inode),
+        FileType::Directory if flat && inode.size > 0 => {
+            content(image, inode).map(|_| ()).ok_or("its entries are not in the image")
+        }
+        FileType::Symlink if flat && (1..BLOCK_SIZE).contains(&inode.size) => {
+            content(image, inode).map(|_| ()).ok_or("its target is not in the image")
+        }
+        FileType::Directory | FileType::Symlink => Err("its size or data layout is not one for its type"),
+        _ if inode.size == 0 => Ok(()),
+        _ => Err("a device, pipe or socket with content"),
+    }
+}
+
+/// The two parts of a flat inode's content: in blocks, and behind the inode.
+fn content<'a>(image: Bytes<'a>, inode: &Inode) -> Option<(&'a [u8], &'a [u8])> {
+    let (block, tail) = match inode.layout {
+        Layout::Plain { block } => (block, 0),
+        Layout::Inline { block } => (block, inode.size % BLOCK_SIZE),
+        Layout::Chunked { .. } => return None,
+    };
+    let at = inode.head_end();
+    // The kernel refuses an inode whose tail lies in another block.
+    if tail != 0 && inode.nid.0 * INODE_UNIT / BLOCK_SIZE != (at + tail - 1) / BLOCK_SIZE {
+        return None;
+    }
+    // A block number nobody uses may be anything.
+    let whole = inode.size - tail;
+    let blocks = if whole == 0 { &[] } else { image.get(u64::from(block) * BLOCK_SIZE, whole)? };
+    Some((blocks, image.get(at, tail)?))
 }
