@@ -298,6 +298,11 @@ impl Merge {
         !self.children_mut(directory).is_empty()
     }
 
+    /// Whether a directory that the current layer implies replaces what a lower layer has in its place.
+    fn gives_way(&self, child: Child) -> bool {
+        child.layer < self.layer && !matches!(self.node(child.node).kind, Kind::Directory(_) | Kind::Symlink(_))
+    }
+
     /// Walks to a directory, following symbolic links within the root. Missing ones are made if `create` is set;
     /// otherwise `None` says that the path does not lead to a directory.
     fn walk_to(&mut self, path: &[&[u8]], create: bool) -> Result<Option<NodeRef>, Problem> {
@@ -313,7 +318,7 @@ impl Merge {
                 continue;
             }
             let here = *at.last().unwrap_or(&ROOT);
-            let next = match self.child(here, &name) {
+            let next = match self.child(here, &name).filter(|child| !create || !self.gives_way(*child)) {
                 Some(child) => child.node,
                 None if create => {
                     if name.len() > MAX_NAME {
@@ -464,3 +469,6 @@ fn xattr_fate(xattr: &Xattr) -> XattrFate {
         XattrFate::Unsupported
     }
 }
+
+#[cfg(test)]
+mod tests;

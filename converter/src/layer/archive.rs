@@ -322,3 +322,6 @@ fn checked_pieces(mut pieces: Vec<(u64, u64)>, size: u64, stored: u64) -> Result
     }
     Ok(EntryKind::File { size, pieces: Some(pieces) })
 }
+
+#[cfg(test)]
+mod tests;

@@ -112,7 +112,7 @@ fn timestamp(value: &[u8]) -> Result<Timestamp, Problem> {
         None => (false, text),
     };
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
-    if !fraction.bytes().all(|b| b.is_ascii_digit()) {
+    if !whole.bytes().chain(fraction.bytes()).all(|b| b.is_ascii_digit()) {
         return Err(BAD);
     }
     let whole: i64 = whole.parse().map_err(|_| BAD)?;

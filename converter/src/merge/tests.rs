@@ -1,0 +1,235 @@
+//! The merge against a plain model of overlay semantics, and its rules one by one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// One thing in a layer's archive.
+#[derive(Clone, Debug, PartialEq)]
+enum Item {
+    Directory(u32),
+    File(u32),
+    Whiteout,
+    Opaque,
+}
+
+fn meta(uid: u32) -> Meta {
+    Meta { uid, ..implied_meta() }
+}
+
+fn entry(path: &str, kind: EntryKind) -> Entry {
+    Entry { path: path.into(), meta: meta(7), kind }
+}
+
+fn file() -> EntryKind {
+    EntryKind::File { size: 0, pieces: None }
+}
+
+fn apply(merge: &mut Merge, path: &str, item: &Item) -> Result<Applied, Problem> {
+    let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let (path, kind, uid) = match item {
+        Item::Directory(uid) => (path.to_owned(), EntryKind::Directory, *uid),
+        Item::File(uid) => (path.to_owned(), file(), *uid),
+        Item::Whiteout => (format!("{parent}/.wh.{name}"), file(), 0),
+        Item::Opaque => (format!("{path}/.wh..wh..opq"), file(), 0),
+    };
+    merge.apply(Entry { path: path.into_bytes(), meta: meta(uid), kind })
+}
+
+/// What a tree shows: for each path whether it is a directory, and its owner.
+type Shown = BTreeMap<String, (bool, u32)>;
+
+fn shown(merge: &Merge) -> Shown {
+    let mut all = Shown::new();
+    merge.visit(merge.root(), &mut Vec::new(), &mut |path, node| {
+        let directory = matches!(node.kind, Kind::Directory(_));
+        all.insert(String::from_utf8(path.to_vec()).unwrap(), (directory, node.meta.uid));
+    });
+    all.remove("");
+    all
+}
+
+fn ancestors(path: &str) -> impl Iterator<Item = &str> {
+    path.match_indices('/').map(|(at, _)| &path[..at]).filter(|p| !p.is_empty())
+}
+
+/// The rules as a set comprehension: what of the lower tree survives, then the layer's own on top.
+fn model(lower: &Shown, layer: &[(String, Item)]) -> Shown {
+    let of = |wanted: fn(&Item) -> bool| -> BTreeSet<&str> {
+        layer.iter().filter(|(_, item)| wanted(item)).map(|(path, _)| path.as_str()).collect()
+    };
+    let whiteouts = of(|item| *item == Item::Whiteout);
+    let opaque = of(|item| *item == Item::Opaque);
+    let files = of(|item| matches!(item, Item::File(_)));
+    let directories = of(|item| matches!(item, Item::Directory(_)));
+    let mut all: Shown = lower
+        .iter()
+        .filter(|(path, (directory, _))| {
+            let path = path.as_str();
+            let hidden = whiteouts.contains(path)
+                || files.contains(path)
+                || (directories.contains(path) && !directory)
+                || ancestors(path).any(|a| whiteouts.contains(a) || opaque.contains(a) || files.contains(a));
+            !hidden
+        })
+        .map(|(path, what)| (path.clone(), *what))
+        .collect();
+    for (path, item) in layer {
+        match item {
+            Item::Directory(uid) => drop(all.insert(path.clone(), (true, *uid))),
+            Item::File(uid) => drop(all.insert(path.clone(), (false, *uid))),
+            Item::Whiteout | Item::Opaque => {}
+        }
+    }
+    for (path, item) in layer {
+        if matches!(item, Item::Directory(_) | Item::File(_)) {
+            for ancestor in ancestors(path) {
+                let shown = all.entry(ancestor.to_owned()).or_insert((true, 0));
+                // What the layer only implies still hides a lower file.
+                if !shown.0 {
+                    *shown = (true, 0);
+                }
+            }
+        }
+    }
+    all
+}
+
+/// A layer that an archiver could write: each path once, nothing of its own below its own files, parents first.
+fn layers() -> impl Strategy<Value = Vec<(String, Item)>> {
+    let path = prop::collection::vec(prop::sample::select(vec!["a", "b", "c"]), 1..4)
+        .prop_map(|parts| parts.iter().map(|part| format!("/{part}")).collect::<String>());
+    let item = prop_oneof![
+        3 => (1u32..100).prop_map(Item::Directory),
+        3 => (1u32..100).prop_map(Item::File),
+        1 => Just(Item::Whiteout),
+        1 => Just(Item::Opaque),
+    ];
+    prop::collection::btree_map(path, item, 0..8).prop_map(|items| {
+        let files: BTreeSet<String> =
+            items.iter().filter(|(_, i)| matches!(i, Item::File(_))).map(|(p, _)| p.clone()).collect();
+        items.into_iter().filter(|(path, _)| !ancestors(path).any(|a| files.contains(a))).collect()
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn agrees_with_the_model(layers in prop::collection::vec((layers(), any::<bool>()), 1..5)) {
+        let mut merge = Merge::new();
+        let mut expected = Shown::new();
+        for (number, (items, marks_last)) in (0u16..).zip(&layers) {
+            merge.begin_layer(number);
+            expected = model(&expected, items);
+            // Marks may stand anywhere in the archive; both extremes must show the same.
+            let mark = |item: &Item| matches!(item, Item::Whiteout | Item::Opaque);
+            let mut ordered: Vec<_> = items.iter().collect();
+            ordered.sort_by_key(|(_, item)| mark(item) == *marks_last);
+            let failed = ordered.iter().any(|(path, item)| apply(&mut merge, path, item).is_err());
+            prop_assert!(!failed);
+            prop_assert_eq!(&shown(&merge), &expected);
+        }
+    }
+}
+
+fn merged(layers: &[&[(&str, Item)]]) -> Merge {
+    let mut merge = Merge::new();
+    for (number, layer) in (0u16..).zip(layers) {
+        merge.begin_layer(number);
+        for (path, item) in *layer {
+            apply(&mut merge, path, item).unwrap();
+        }
+    }
+    merge
+}
+
+#[test]
+fn parents_through_symbolic_links() {
+    let mut merge = merged(&[&[("/usr/lib", Item::Directory(1))]]);
+    merge.apply(entry("lib", EntryKind::Symlink(b"usr/lib".to_vec()))).unwrap();
+    merge.apply(entry("up", EntryKind::Symlink(b"../../../usr".to_vec()))).unwrap();
+    merge.apply(entry("abs", EntryKind::Symlink(b"/usr/./lib/".to_vec()))).unwrap();
+    for path in ["lib/a", "up/lib/b", "abs/c"] {
+        merge.apply(entry(path, file())).unwrap();
+    }
+    let names: Vec<String> = shown(&merge).into_keys().filter(|p| p.starts_with("/usr/lib/")).collect();
+    assert_eq!(names, ["/usr/lib/a", "/usr/lib/b", "/usr/lib/c"]);
+    assert!(merge.resolve(b"/abs/../lib/a").is_some());
+    assert!(merge.resolve(b"/lib/missing").is_none());
+}
+
+#[test]
+fn what_climbs_or_loops_is_refused() {
+    let mut merge = merged(&[]);
+    merge.apply(entry("x", EntryKind::Symlink(b"y".to_vec()))).unwrap();
+    merge.apply(entry("y", EntryKind::Symlink(b"x".to_vec()))).unwrap();
+    merge.apply(entry("f", file())).unwrap();
+    assert!(matches!(merge.apply(entry("x/f", file())), Err(Problem::LinkLoop)));
+    assert!(matches!(merge.apply(entry("../f", file())), Err(Problem::Climbs)));
+    assert!(matches!(merge.apply(entry("a/../../f", file())), Err(Problem::Climbs)));
+    assert!(matches!(merge.apply(entry("f/g", file())), Err(Problem::NotADirectory(_))));
+    assert!(matches!(merge.apply(entry(".wh.", file())), Err(Problem::Path(_))));
+    assert!(matches!(merge.apply(entry("a/.wh...", file())), Err(Problem::Path(_))));
+    assert!(matches!(merge.apply(entry("/", file())), Err(Problem::Path(_))));
+    assert!(matches!(merge.apply(entry("w", EntryKind::CharDevice(0, 0))), Err(Problem::Unsupported(_))));
+    assert!(matches!(merge.apply(entry("d", EntryKind::CharDevice(4096, 0))), Err(Problem::Range { .. })));
+    assert!(merge.resolve(b"x").is_none());
+    let deep = "d/".repeat(MAX_DEPTH + 2);
+    assert!(matches!(merge.apply(entry(&deep, EntryKind::Directory)), Err(Problem::TooMany { .. })));
+}
+
+#[test]
+fn depth_is_bounded_through_links_too() {
+    let mut merge = merged(&[]);
+    let mut refused = false;
+    let mut prefix = String::new();
+    for round in 0..4 {
+        let path = format!("{prefix}{}", "d/".repeat(MAX_DEPTH / 2));
+        match merge.apply(entry(&path, EntryKind::Directory)) {
+            Ok(_) => {
+                merge
+                    .apply(entry(&format!("l{round}"), EntryKind::Symlink(path.trim_end_matches('/').into())))
+                    .unwrap();
+                prefix = format!("l{round}/");
+            }
+            Err(problem) => {
+                assert!(matches!(problem, Problem::TooMany { .. }), "{problem:?}");
+                refused = true;
+                break;
+            }
+        }
+    }
+    assert!(refused);
+}
+
+#[test]
+fn hard_links() {
+    let mut merge = merged(&[&[("/a/f", Item::File(1))], &[("/b", Item::Directory(2))]]);
+    merge.apply(entry("b/g", EntryKind::HardLink(b"a/f".to_vec()))).unwrap();
+    merge.begin_layer(2);
+    apply(&mut merge, "/a", &Item::Whiteout).unwrap();
+    assert_eq!(shown(&merge), Shown::from([("/b".into(), (true, 2)), ("/b/g".into(), (false, 1))]));
+    for (target, why) in [("a/f", "does not exist"), ("b", "is a directory"), ("/", "is the root directory")] {
+        match merge.apply(entry("l", EntryKind::HardLink(target.into()))) {
+            Err(Problem::HardLink { why: got, .. }) => assert_eq!(got, why),
+            other => panic!("{target}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn marks_of_aufs_are_ignored_and_overlay_xattrs_dropped() {
+    let mut merge = merged(&[&[("/f", Item::File(1))]]);
+    assert_eq!(merge.apply(entry(".wh..wh.plnk", file())).unwrap(), Applied::Mark);
+    let xattr = |name: &str| Xattr { name: name.as_bytes().into(), value: (*b"y").into() };
+    let names = ["trusted.overlay.opaque", "system.nfs4_acl", "user.kept", "trusted.kept", "security.capability"];
+    let meta = Meta { xattrs: names.map(xattr).to_vec(), ..meta(3) };
+    merge.apply(Entry { path: b"f".to_vec(), meta, kind: file() }).unwrap();
+    let node = merge.resolve(b"f").unwrap();
+    let kept: Vec<&[u8]> = merge.node(node).meta.xattrs.iter().map(|x| &*x.name).collect();
+    assert_eq!(kept, [&b"user.kept"[..], b"trusted.kept", b"security.capability"]);
+    assert_eq!((merge.warnings.overlay_xattrs, merge.warnings.unsupported_xattrs), (1, 1));
+}
