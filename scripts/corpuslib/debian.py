@@ -89,7 +89,7 @@ def pip(root: Path, packages: list):
         "--implementation", "cp", "--target", target, *packages)
     # What a real `pip install` leaves behind: byte code beside each module.
     run("chroot", root, "python3", "-m", "compileall", "-q", "-j", "2", "/" + str(target.relative_to(root)),
-        env={"PATH": "/usr/bin"})
+        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"})
 
 
 def whiteouts(upper: Path):

@@ -1,0 +1,12 @@
+//! End-to-end tests: the binary, real registries, the kernel. They need root and what scripts/install-deps installs.
+
+mod check;
+mod convert;
+mod hostile;
+mod interop;
+mod lazy;
+mod mount;
+#[path = "../support/mod.rs"]
+mod support;
+mod tree;
+mod verified;

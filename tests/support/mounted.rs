@@ -1,0 +1,79 @@
+//! `lazo mount`, undone on drop.
+
+use std::path::{Path, PathBuf};
+
+use super::{Scratch, failure_of, stdout_of};
+
+/// A live mount of lazo's own.
+pub(crate) struct Mounted<'a> {
+    scratch: &'a Scratch,
+    dir: PathBuf,
+    live: bool,
+}
+
+impl<'a> Mounted<'a> {
+    /// Mounts at a new directory `name` of the scratch directory.
+    pub(crate) fn new(scratch: &'a Scratch, image: &str, name: &str) -> Self {
+        let dir = scratch.dir(name);
+        stdout_of(scratch.lazo(["mount", image]).arg(&dir));
+        Self::adopt(scratch, dir)
+    }
+
+    /// Takes charge of a mount that is there.
+    pub(crate) fn adopt(scratch: &'a Scratch, dir: PathBuf) -> Self {
+        assert!(is_mounted(&dir), "no mount at {}", dir.display());
+        Self { scratch, dir, live: true }
+    }
+
+    /// Tries to mount; the error's text. Nothing may stay mounted.
+    pub(crate) fn failure(scratch: &Scratch, image: &str, name: &str) -> String {
+        let dir = scratch.dir(name);
+        let text = failure_of(scratch.lazo(["mount", image]).arg(&dir));
+        assert!(!is_mounted(&dir), "a failed mount is still there");
+        text
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn join(&self, path: &[u8]) -> PathBuf {
+        use std::os::unix::ffi::OsStrExt as _;
+        self.dir.join(std::ffi::OsStr::from_bytes(path))
+    }
+
+    /// `lazo umount`, which must succeed.
+    pub(crate) fn umount(mut self) {
+        stdout_of(self.scratch.lazo(["umount"]).arg(&self.dir));
+        self.live = false;
+        assert!(!is_mounted(&self.dir), "still mounted after lazo umount");
+    }
+
+    /// The process that serves this mount: the one whose command line names its directory.
+    pub(crate) fn server(&self) -> Option<rustix::process::Pid> {
+        let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
+        let serves = |path: &Path| {
+            let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
+            let mut words = line.split(|&byte| byte == 0);
+            let program = words.next().unwrap_or_default();
+            program.ends_with(b"lazo") && words.any(|word| word == self.dir.as_os_str().as_encoded_bytes())
+        };
+        let found = processes.map(|entry| entry.path()).find(|path| serves(path))?;
+        rustix::process::Pid::from_raw(found.file_name()?.to_str()?.parse().ok()?)
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        if self.live {
+            let _ = self.scratch.lazo(["umount"]).arg(&self.dir).output();
+            let _ = rustix::mount::unmount(&self.dir, rustix::mount::UnmountFlags::DETACH);
+        }
+    }
+}
+
+pub(crate) fn is_mounted(dir: &Path) -> bool {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").expect("the mount table");
+    let dir = dir.to_str().expect("a plain path");
+    table.lines().any(|line| line.split(' ').nth(4) == Some(dir))
+}

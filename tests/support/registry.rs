@@ -1,0 +1,131 @@
+//! docker-registry on a free loopback port, with its access log.
+
+use std::{
+    fs::{self, File},
+    net::{TcpListener, TcpStream},
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use super::{Scratch, skopeo_copy};
+
+/// How long the registry may take to start.
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// `user` with the password `secret`, as htpasswd writes it: bcrypt, the one kind that docker-registry takes.
+const HTPASSWD: &str = "user:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a";
+pub(crate) const USER: &str = "user:secret";
+
+/// A running registry with storage of its own; ended on drop.
+pub(crate) struct Registry {
+    process: Child,
+    pub(crate) host: String,
+    directory: PathBuf,
+}
+
+/// One request of the access log.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) status: u16,
+    pub(crate) bytes: u64,
+}
+
+impl Request {
+    /// Whether it brought data of the blob with this digest.
+    pub(crate) fn fetched(&self, digest: &str) -> bool {
+        self.method == "GET" && matches!(self.status, 200 | 206) && self.path.ends_with(&format!("/blobs/{digest}"))
+    }
+}
+
+impl Registry {
+    pub(crate) fn start(scratch: &Scratch, name: &str) -> Self {
+        Self::with(scratch, name, "")
+    }
+
+    /// One that wants [`USER`].
+    pub(crate) fn with_basic_auth(scratch: &Scratch, name: &str) -> Self {
+        let file = scratch.join(&format!("{name}.htpasswd"));
+        fs::write(&file, HTPASSWD).expect("the password file");
+        Self::with(scratch, name, &format!("auth:\n  htpasswd: {{realm: test, path: {}}}\n", file.display()))
+    }
+
+    fn with(scratch: &Scratch, name: &str, more: &str) -> Self {
+        let directory = scratch.dir(name);
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
+        let host = format!("127.0.0.1:{port}");
+        let config = format!(
+            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: false}}}}\nstorage:\n  filesystem: \
+             {{rootdirectory: {}}}\n  delete: {{enabled: true}}\nhttp: {{addr: '{host}'}}\n{more}",
+            directory.display()
+        );
+        let file = scratch.join(&format!("{name}.yml"));
+        fs::write(&file, config).expect("the registry's configuration");
+        let log = File::create(directory.join("access.log")).expect("the access log");
+        let errors = File::create(directory.join("errors.log")).expect("the error log");
+        let mut process = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors)
+            .spawn()
+            .expect("docker-registry: run scripts/install-deps");
+        let start = Instant::now();
+        while TcpStream::connect(&host).is_err() {
+            assert!(start.elapsed() < START_LIMIT, "docker-registry does not answer on {host}");
+            assert!(
+                process.try_wait().expect("its state").is_none(),
+                "docker-registry ended; see {}",
+                directory.display()
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Self { process, host, directory }
+    }
+
+    /// `docker://HOST/NAME`
+    pub(crate) fn image(&self, name: &str) -> String {
+        format!("docker://{}/{name}", self.host)
+    }
+
+    /// Copies an image of a layout directory to `NAME` with skopeo, digests unchanged.
+    pub(crate) fn push(&self, layout: &std::path::Path, tag: &str, name: &str) -> String {
+        skopeo_copy(&format!("oci:{}:{tag}", layout.display()), &self.image(name), &["--all", "--preserve-digests"]);
+        self.image(name)
+    }
+
+    /// The file that holds a blob or manifest.
+    pub(crate) fn blob_path(&self, digest: &str) -> PathBuf {
+        let (algorithm, hex) = digest.split_once(':').expect("a digest");
+        self.directory.join("docker/registry/v2/blobs").join(algorithm).join(&hex[..2]).join(hex).join("data")
+    }
+
+    /// All requests so far that have been answered in full.
+    pub(crate) fn requests(&self) -> Vec<Request> {
+        let log = fs::read_to_string(self.directory.join("access.log")).expect("the access log");
+        log.lines().filter_map(parse).collect()
+    }
+}
+
+/// A line in Apache's format: `ADDRESS - USER [TIME] "METHOD PATH PROTOCOL" STATUS BYTES "REFERRER" "AGENT"`.
+fn parse(line: &str) -> Option<Request> {
+    let (_, rest) = line.split_once("] \"")?;
+    let (request, rest) = rest.split_once("\" ")?;
+    let mut request = request.split(' ');
+    let mut numbers = rest.split(' ');
+    Some(Request {
+        method: request.next()?.to_owned(),
+        path: request.next()?.split('?').next()?.to_owned(),
+        status: numbers.next()?.parse().ok()?,
+        bytes: numbers.next()?.parse().ok()?,
+    })
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
