@@ -1,1 +1,41 @@
-//! lazo: storage.
+//! Where an image's metadata and chunks come from, and where they stay.
+//!
+//! [`LazoImage`] is the part that must be at hand before a mount: manifest, bootstrap and chunk index, downloaded once,
+//! verified from the manifest's digest down, kept under `STATE/images/<manifest digest>/` and mapped.
+//!
+//! [`Reader`] is the data path: bytes at a device address of a blob, from the cache file or through the fetch scheduler.
+//! ```text
+//! read_cached ── verified in this process ──────────────────────────── pread of the cache file
+//!      │          └ marked ready by an earlier one: hashed first, then the same
+//!      └ no: fetch ── claim: one flight a chunk, others join it
+//!                       └ neighbouring chunks: one range request ── decode pool: zstd, BLAKE3, pwrite ── wake
+//! ```
+//! Nothing reaches a reader that was not hashed with BLAKE3 against the chunk index in this process.
+//!
+//! The cache is crash-only. `STATE/blobs/<blob>.<table>/` holds `data`, a sparse file laid out as the blob's device
+//! space, and `ready`, a bitmap of the chunks that some process wrote. The bitmap is a hint: nothing is synced, and each
+//! process hashes each chunk before its first use. So several processes may share a state directory without locks: what
+//! they write into `data` is the same verified bytes at the same place, and a bit lost in `ready` costs one fetch.
+//! `<table>` is the digest of the blob's part of the chunk index, so that an image which describes the same blob
+//! differently cannot put its bytes where another image reads.
+
+mod bits;
+mod blob;
+mod cache;
+mod error;
+mod fetch;
+mod flight;
+mod image;
+mod mapped;
+mod pool;
+mod readahead;
+mod reader;
+mod source;
+
+pub use error::{Error, ReadError, Result, SourceError};
+pub use fetch::{MAX_REQUEST, Stats};
+pub use image::LazoImage;
+pub use mapped::Mapped;
+pub use readahead::MAX_WINDOW;
+pub use reader::Reader;
+pub use source::BlobSource;

@@ -1,0 +1,295 @@
+//! One blob of an image: its part of the chunk index, its cache, and its chunks that are on their way.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use lazo_format::{BlobIndex, BlobRecord, ChunkIndex, ChunkRecord, Index, IndexError};
+
+use crate::bits::Bits;
+use crate::cache::BlobCache;
+use crate::error::ReadError;
+use crate::flight::{Flight, Outcome};
+use crate::mapped::Mapped;
+use crate::readahead::Streams;
+
+/// Hex digits of the table's digest in the cache directory's name: 128 bits, out of reach of who would look for a second
+/// table with the same ones.
+const TABLE_DIGITS: usize = 32;
+
+thread_local! {
+    /// Where a chunk from the cache is hashed. One buffer of at most the largest chunk for each thread that reads.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// One blob. Chunks have their numbers in the image's index; within the cache they count from 0.
+#[derive(Debug)]
+pub(crate) struct Blob {
+    index: Arc<Index<Mapped>>,
+    number: BlobIndex,
+    record: BlobRecord,
+    cache: BlobCache,
+    flights: Mutex<HashMap<u32, Arc<Flight>>>,
+    streams: Mutex<Streams>,
+    /// Chunks whose first use means that more should be read ahead.
+    marks: Bits,
+}
+
+impl Blob {
+    /// Opens a blob and its cache below `blobs`, the directory of all blobs' caches.
+    ///
+    /// Reads all of the blob's chunk records once: they must tile the blob, and their digest names the cache.
+    pub(crate) fn open(index: Arc<Index<Mapped>>, number: BlobIndex, blobs: &Path) -> Result<Self, Arc<ReadError>> {
+        let (record, table) = survey(&index, number).map_err(|e| bad_index(number, 0, e))?;
+        let dir = blobs.join(format!("{}.{}", record.digest.hex(), &table[..TABLE_DIGITS]));
+        let cache = BlobCache::open(&dir, record.device_size, record.chunk_count)?;
+        let marks = Bits::new(record.chunk_count);
+        let streams = Mutex::new(Streams::new(record.compressed_size));
+        Ok(Self { index, number, record, cache, flights: Mutex::default(), streams, marks })
+    }
+
+    pub(crate) fn record(&self) -> &BlobRecord {
+        &self.record
+    }
+
+    /// The chunks that cover a range of device addresses.
+    pub(crate) fn chunks_in(&self, range: Range<u64>) -> Result<Range<u32>, Arc<ReadError>> {
+        let at = range.start;
+        self.index.chunks_in(self.number, range).map_err(|e| bad_index(self.number, at, e))
+    }
+
+    pub(crate) fn chunk(&self, chunk: u32) -> Result<ChunkRecord, Arc<ReadError>> {
+        self.index.chunk(ChunkIndex(chunk)).map_err(|e| bad_index(self.number, 0, e))
+    }
+
+    /// Place of some chunks' stored bytes in the blob.
+    pub(crate) fn stored_range(&self, chunks: &Range<u32>) -> Result<Range<u64>, Arc<ReadError>> {
+        if chunks.is_empty() {
+            return Ok(0..0);
+        }
+        let (first, last) = (self.chunk(chunks.start)?, self.chunk(chunks.end - 1)?);
+        Ok(first.compressed_offset..last.compressed_range().end)
+    }
+
+    /// The chunks whose stored bytes begin in a range of the blob's.
+    pub(crate) fn chunks_stored_in(&self, stored: &Range<u64>) -> Result<Range<u32>, Arc<ReadError>> {
+        Ok(self.first_stored_at(stored.start)?..self.first_stored_at(stored.end)?)
+    }
+
+    /// The first chunk whose stored bytes begin at or behind a place in the blob.
+    fn first_stored_at(&self, at: u64) -> Result<u32, Arc<ReadError>> {
+        let Range { mut start, mut end } = self.record.chunks();
+        // At most 32 rounds: the range halves.
+        while start < end {
+            let middle = start + (end - start) / 2;
+            if self.chunk(middle)?.compressed_offset < at {
+                start = middle + 1;
+            } else {
+                end = middle;
+            }
+        }
+        Ok(start)
+    }
+
+    /// Cuts a run of chunks into parts of at most `limit` stored bytes, or one chunk.
+    pub(crate) fn split(&self, chunks: Range<u32>, limit: u64) -> Result<Vec<Range<u32>>, Arc<ReadError>> {
+        let mut parts = Vec::new();
+        let Range { mut start, end } = chunks;
+        let mut begins = 0;
+        for number in start..end {
+            let stored = self.chunk(number)?.compressed_range();
+            if number == start {
+                begins = stored.start;
+            } else if stored.end.saturating_sub(begins) > limit {
+                parts.push(start..number);
+                (start, begins) = (number, stored.start);
+            }
+        }
+        if start < end {
+            parts.push(start..end);
+        }
+        Ok(parts)
+    }
+
+    /// Whether a chunk can be read from the cache. Hashes it if that has not been done in this process.
+    pub(crate) fn is_usable(&self, chunk: u32) -> Result<bool, Arc<ReadError>> {
+        let local = self.local(chunk);
+        if self.cache.is_verified(local) {
+            return Ok(true);
+        }
+        if !self.cache.is_ready(local) {
+            return Ok(false);
+        }
+        let record = self.chunk(chunk)?;
+        let intact = SCRATCH.with_borrow_mut(|scratch| {
+            scratch.resize(record.device_size as usize, 0);
+            let read = self.cache.read(record.device_offset.0, scratch)?;
+            Ok::<_, Arc<ReadError>>(read && lazo_format::chunk::verify(&record, scratch).is_ok())
+        })?;
+        if intact {
+            self.cache.set_verified(local);
+        } else {
+            tracing::warn!(blob = %self.record.digest, chunk, cache = %self.cache.dir().display(),
+                "a chunk in the cache is damaged, it is fetched again");
+            self.cache.forget(local);
+        }
+        Ok(intact)
+    }
+
+    /// Whether a chunk is verified already; does no I/O.
+    pub(crate) fn is_verified(&self, chunk: u32) -> bool {
+        self.cache.is_verified(self.local(chunk))
+    }
+
+    /// Keeps a chunk's verified bytes.
+    pub(crate) fn store(&self, chunk: u32, record: &ChunkRecord, bytes: &[u8]) -> Result<(), Arc<ReadError>> {
+        self.cache.store(self.local(chunk), record.device_offset.0, bytes)
+    }
+
+    /// Reads at a device address whose chunks are usable; false if the cache has lost them after all.
+    pub(crate) fn read(&self, at: u64, buf: &mut [u8], chunks: Range<u32>) -> Result<bool, Arc<ReadError>> {
+        let read = self.cache.read(at, buf)?;
+        if !read {
+            chunks.for_each(|chunk| self.cache.forget(self.local(chunk)));
+        }
+        Ok(read)
+    }
+
+    pub(crate) fn streams(&self) -> MutexGuard<'_, Streams> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn mark(&self, chunk: u32) {
+        self.marks.set(self.local(chunk));
+    }
+
+    pub(crate) fn take_mark(&self, chunk: u32) -> bool {
+        self.marks.take(self.local(chunk))
+    }
+
+    /// Takes charge of those chunks that are neither verified nor on their way, as runs of neighbours. Pushes to `joined` the
+    /// flights of all chunks that are not verified, the new ones and those of others.
+    pub(crate) fn claim(self: &Arc<Self>, chunks: Range<u32>, joined: &mut Vec<Arc<Flight>>) -> Vec<Claim> {
+        self.claim_unless(chunks, |chunk| self.is_verified(chunk), joined)
+    }
+
+    /// The same for chunks that nobody waits for. Those that an earlier process left in the cache are not fetched: if
+    /// they turn out damaged, that is soon enough.
+    pub(crate) fn claim_unready(self: &Arc<Self>, chunks: Range<u32>) -> Vec<Claim> {
+        let ready = |chunk| self.is_verified(chunk) || self.cache.is_ready(self.local(chunk));
+        self.claim_unless(chunks, ready, &mut Vec::new())
+    }
+
+    fn claim_unless(
+        self: &Arc<Self>,
+        chunks: Range<u32>,
+        there: impl Fn(u32) -> bool,
+        joined: &mut Vec<Arc<Flight>>,
+    ) -> Vec<Claim> {
+        let mut claims: Vec<Claim> = Vec::new();
+        let mut flights = self.flights();
+        for chunk in chunks {
+            if let Some(flight) = flights.get(&chunk) {
+                joined.push(Arc::clone(flight));
+                continue;
+            }
+            // A chunk becomes verified before its flight lands, so that it cannot be missed in both places.
+            if there(chunk) {
+                continue;
+            }
+            let flight = Arc::new(Flight::default());
+            joined.push(Arc::clone(&flight));
+            flights.insert(chunk, flight);
+            match claims.last_mut() {
+                Some(claim) if claim.chunks.end == chunk => claim.chunks.end += 1,
+                _ => claims.push(Claim { blob: Arc::clone(self), chunks: chunk..chunk + 1 }),
+            }
+        }
+        claims
+    }
+
+    fn land(&self, chunk: u32, outcome: Outcome) {
+        let flight = self.flights().remove(&chunk);
+        if let Some(flight) = flight {
+            flight.land(outcome);
+        }
+    }
+
+    fn flights(&self) -> MutexGuard<'_, HashMap<u32, Arc<Flight>>> {
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn local(&self, chunk: u32) -> u32 {
+        chunk.wrapping_sub(self.record.first_chunk.0)
+    }
+}
+
+/// The charge of fetching some neighbouring chunks. Dropped before they have landed, it tells those who wait.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    blob: Arc<Blob>,
+    chunks: Range<u32>,
+}
+
+impl Claim {
+    pub(crate) fn blob(&self) -> &Arc<Blob> {
+        &self.blob
+    }
+
+    pub(crate) fn chunks(&self) -> Range<u32> {
+        self.chunks.clone()
+    }
+
+    /// Cuts the charge in two; `at` is the first chunk of the second part.
+    pub(crate) fn split_at(mut self, at: u32) -> (Self, Self) {
+        let at = at.clamp(self.chunks.start, self.chunks.end);
+        let second = Self { blob: Arc::clone(&self.blob), chunks: at..self.chunks.end };
+        self.chunks.end = at;
+        (self, second)
+    }
+
+    /// All chunks have become `outcome`.
+    pub(crate) fn land(mut self, outcome: impl Fn(u32) -> Outcome) {
+        for chunk in std::mem::take(&mut self.chunks) {
+            self.blob.land(chunk, outcome(chunk));
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        for chunk in self.chunks.clone() {
+            let stopped = ReadError::Stopped { digest: self.blob.record.digest, chunk: ChunkIndex(chunk) };
+            self.blob.land(chunk, Err(Arc::new(stopped)));
+        }
+    }
+}
+
+fn bad_index(blob: BlobIndex, at: u64, source: IndexError) -> Arc<ReadError> {
+    Arc::new(ReadError::Index { blob, at, source })
+}
+
+/// Checks that a blob's chunks tile it, and gives its record and the hex digest of everything that places its bytes.
+fn survey(index: &Index<Mapped>, number: BlobIndex) -> Result<(BlobRecord, String), IndexError> {
+    let blob = index.blob(number)?;
+    let mut hasher = blake3::Hasher::new();
+    let (mut stored, mut device) = (0, 0);
+    for chunk in blob.chunks() {
+        let record = index.chunk(ChunkIndex(chunk))?;
+        if record.compressed_offset != stored || record.device_offset.0 != device {
+            return Err(IndexError::Chunk(ChunkIndex(chunk), "it does not follow the chunk before"));
+        }
+        (stored, device) = (record.compressed_range().end, record.device_range().end);
+        // The offsets follow from the sizes.
+        hasher.update(&record.compressed_size.to_le_bytes());
+        hasher.update(&record.device_size.to_le_bytes());
+        hasher.update(&[record.encoding.to_byte()]);
+        hasher.update(&record.digest.0);
+    }
+    if stored != blob.compressed_size || device != blob.device_size {
+        return Err(IndexError::Blob(number, "its chunks do not fill it"));
+    }
+    Ok((blob, hasher.finalize().to_hex().to_string()))
+}

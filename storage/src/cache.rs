@@ -1,0 +1,195 @@
+//! The cache of one blob: a sparse file laid out as its device space, and a bitmap of what is in it.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::bits::Bits;
+use crate::error::ReadError;
+
+/// Mode of what is made below the state directory: an image may hold files that not everybody may read.
+const DIR_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+
+/// Makes a directory below the state directory, and its parents.
+pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(DIR_MODE).create(path)
+}
+
+/// One blob's cache. Chunks are numbered from 0 within the blob.
+///
+/// A chunk is *ready* when some process has written it, and *verified* when this process has hashed it, which is the only
+/// state that it is read in.
+#[derive(Debug)]
+pub(crate) struct BlobCache {
+    dir: PathBuf,
+    data: File,
+    ready: File,
+    ready_bits: Bits,
+    verified: Bits,
+    /// Serialises the updates of `ready`, so that a thread does not write back a byte without another's bit.
+    updating: Mutex<()>,
+}
+
+impl BlobCache {
+    /// Opens or makes the cache in `dir` for a blob of `device_size` bytes in `chunks` chunks.
+    pub(crate) fn open(dir: &Path, device_size: u64, chunks: u32) -> Result<Self, Arc<ReadError>> {
+        make_dir(dir).map_err(ReadError::cache("make the cache directory", dir))?;
+        let open = |name: &str| {
+            let path = dir.join(name);
+            let file =
+                OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(FILE_MODE).open(&path);
+            file.map_err(ReadError::cache("open the cache file", path))
+        };
+        let (data, ready) = (open("data")?, open("ready")?);
+        let prepared = Self::prepare(&data, &ready, device_size, chunks);
+        let ready_bits = prepared.map_err(ReadError::cache("prepare the cache in", dir))?;
+        let dir = dir.to_owned();
+        Ok(Self { dir, data, ready, ready_bits, verified: Bits::new(chunks), updating: Mutex::new(()) })
+    }
+
+    fn prepare(data: &File, ready: &File, device_size: u64, chunks: u32) -> io::Result<Bits> {
+        let mut bytes = vec![0; chunks.div_ceil(8) as usize];
+        if data.metadata()?.len() == device_size {
+            let present = read_up_to(ready, &mut bytes)?;
+            bytes.truncate(present);
+        } else {
+            // New, or not what it was: nothing in it counts. Another process that makes it at the same time does the same.
+            data.set_len(device_size)?;
+            ready.set_len(0)?;
+            bytes.clear();
+        }
+        Ok(Bits::from_bytes(chunks, &bytes))
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn is_verified(&self, chunk: u32) -> bool {
+        self.verified.get(chunk)
+    }
+
+    /// Whether some process says that the chunk is there; looks again at what other processes have done since.
+    pub(crate) fn is_ready(&self, chunk: u32) -> bool {
+        if !self.ready_bits.get(chunk) && self.ready_byte(chunk) & bit(chunk) != 0 {
+            self.ready_bits.set(chunk);
+        }
+        self.ready_bits.get(chunk)
+    }
+
+    /// Says that this process has hashed the chunk and found it right.
+    pub(crate) fn set_verified(&self, chunk: u32) {
+        self.verified.set(chunk);
+    }
+
+    /// Writes a chunk whose bytes have been verified, at their device address.
+    pub(crate) fn store(&self, chunk: u32, at: u64, bytes: &[u8]) -> Result<(), Arc<ReadError>> {
+        self.data.write_all_at(bytes, at).map_err(ReadError::cache("write the cache file", self.dir.join("data")))?;
+        self.ready_bits.set(chunk);
+        // A hint: if it cannot be kept, a later process fetches the chunk once more.
+        let _ = self.write_ready(chunk, true);
+        self.verified.set(chunk);
+        Ok(())
+    }
+
+    /// Forgets a chunk that was found damaged.
+    pub(crate) fn forget(&self, chunk: u32) {
+        self.verified.take(chunk);
+        self.ready_bits.take(chunk);
+        let _ = self.write_ready(chunk, false);
+    }
+
+    /// Reads at a device address; false when the file ends before, because somebody cut it.
+    pub(crate) fn read(&self, at: u64, buf: &mut [u8]) -> Result<bool, Arc<ReadError>> {
+        match self.data.read_exact_at(buf, at) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(ReadError::cache("read the cache file", self.dir.join("data"))(error)),
+        }
+    }
+
+    fn ready_byte(&self, chunk: u32) -> u8 {
+        let mut byte = [0];
+        // Missing and unreadable alike mean: not known to be there.
+        self.ready.read_exact_at(&mut byte, u64::from(chunk / 8)).map_or(0, |()| byte[0])
+    }
+
+    fn write_ready(&self, chunk: u32, ready: bool) -> io::Result<()> {
+        let _updating = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
+        // From the file and not from memory, so that other processes' bits stay.
+        let byte = self.ready_byte(chunk);
+        let byte = if ready { byte | bit(chunk) } else { byte & !bit(chunk) };
+        self.ready.write_all_at(&[byte], u64::from(chunk / 8))
+    }
+}
+
+fn bit(chunk: u32) -> u8 {
+    1 << (chunk % 8)
+}
+
+/// Fills `buf` as far as the file goes and says how far that was.
+fn read_up_to(file: &File, buf: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    // Each round reads at least a byte or is the last.
+    while filled < buf.len() {
+        match file.read_at(&mut buf[filled..], filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHUNK: u64 = 4096;
+
+    fn open(dir: &Path) -> BlobCache {
+        BlobCache::open(dir, 20 * CHUNK, 20).unwrap()
+    }
+
+    #[test]
+    fn what_one_process_stores_the_next_finds_ready_but_not_verified() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = open(dir.path());
+        let second = open(dir.path());
+        first.store(9, 9 * CHUNK, &[7; 4096]).unwrap();
+        first.store(10, 10 * CHUNK, &[8; 4096]).unwrap();
+        assert!(first.is_verified(9) && first.is_ready(9));
+        assert!(second.is_ready(9) && !second.is_verified(9), "seen by a process that was there before");
+        second.store(11, 11 * CHUNK, &[9; 4096]).unwrap();
+
+        let third = open(dir.path());
+        let ready: Vec<u32> = (0..20).filter(|&c| third.is_ready(c)).collect();
+        assert_eq!(ready, [9, 10, 11], "no process wipes out another's bits");
+        let mut buf = [0; 4096];
+        assert!(third.read(10 * CHUNK, &mut buf).unwrap());
+        assert_eq!(buf, [8; 4096]);
+        third.forget(10);
+        assert!(!open(dir.path()).is_ready(10));
+    }
+
+    #[test]
+    fn data_that_is_gone_is_not_ready() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path()).store(0, 0, &[7; 4096]).unwrap();
+        std::fs::remove_file(dir.path().join("data")).unwrap();
+        assert!(!open(dir.path()).is_ready(0));
+    }
+
+    #[test]
+    fn a_cut_file_is_no_short_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = open(dir.path());
+        cache.store(3, 3 * CHUNK, &[7; 4096]).unwrap();
+        cache.data.set_len(3 * CHUNK + 1).unwrap();
+        assert!(!cache.read(3 * CHUNK, &mut [0; 4096]).unwrap());
+    }
+}

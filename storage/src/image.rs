@@ -1,0 +1,167 @@
+//! An image's metadata: manifest, bootstrap and chunk index, verified and mapped.
+//!
+//! The chain of trust is: the reference's digest, or what the registry says the tag is, names the manifest; the manifest
+//! names the bootstrap layer by digest, and through the config by diffID; the layer holds the chunk index; its header has
+//! the BLAKE3 of the bootstrap, and its records those of all chunks.
+//!
+//! ```text
+//! STATE/images/<manifest digest>/manifest.json  as the registry has it; hashed at each use
+//!                                config.json    likewise
+//!                                bootstrap      mapped; hashed when `verified.json` does not know this very file
+//!                                index          likewise
+//!                                verified.json  what was verified, and as which files
+//! STATE/images/<index digest>/index.json        of an image for several platforms: which manifest was chosen for one
+//!                             OS-ARCH[-VARIANT]
+//! ```
+//! A directory appears by rename when everything in it is synced, so it is whole or not there.
+
+mod download;
+mod keep;
+mod stamp;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use lazo_format::media::{ANNOTATION_BLOB, ANNOTATION_BOOTSTRAP, BOOTSTRAP_VERSION, LAZO_BLOB};
+use lazo_format::{BlobIndex, Bootstrap, Digest, Index};
+use lazo_registry::oci_spec::image::{Descriptor, ImageManifest};
+use lazo_registry::{ImageRef, Platform, Source, digest_of};
+
+use crate::error::{Error, Result};
+use crate::mapped::Mapped;
+use keep::Kept;
+
+/// A lazo image with everything at hand that a mount needs at once.
+#[derive(Debug)]
+pub struct LazoImage {
+    name: String,
+    manifest_digest: Digest,
+    bootstrap: Bootstrap<Mapped>,
+    index: Arc<Index<Mapped>>,
+}
+
+impl LazoImage {
+    /// Opens the image that `source` stands for, for one platform where there are several.
+    ///
+    /// A reference by digest whose image is kept under `state_dir` needs neither network nor, after the first time since
+    /// boot, more work than for a small image. Otherwise what is missing is downloaded, verified and kept.
+    ///
+    /// # Errors
+    /// When the image cannot be had, is none of lazo's, or its parts contradict each other.
+    pub async fn open(source: &Source, state_dir: &Path, platform: &Platform) -> Result<Self> {
+        let name = source.reference().to_string();
+        let images = state_dir.join("images");
+        if let ImageRef::Docker(reference) = source.reference()
+            && let Some(digest) = &reference.digest
+            && let Some(kept) = keep::find(&images, digest, platform)
+        {
+            return Self::assemble(name, kept);
+        }
+        let manifest = source.resolve(platform).await?;
+        let digest = digest_of(&manifest.descriptor)?;
+        let layout = Layout::of(&name, &manifest.manifest)?;
+        let kept = match keep::open(&images, &digest) {
+            Some(kept) => kept,
+            None => download::download(source, &images, &manifest, &layout, &name).await?,
+        };
+        if let ImageRef::Docker(reference) = source.reference()
+            && let Some(wanted) = &reference.digest
+            && *wanted != digest
+        {
+            keep::remember(&images, &source.root().await?, platform, &digest)?;
+        }
+        Self::assemble(name, kept)
+    }
+
+    /// The image as the user named it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Digest of its manifest.
+    #[must_use]
+    pub fn manifest_digest(&self) -> &Digest {
+        &self.manifest_digest
+    }
+
+    /// Its metadata tree.
+    #[must_use]
+    pub fn bootstrap(&self) -> &Bootstrap<Mapped> {
+        &self.bootstrap
+    }
+
+    /// Its chunk index.
+    #[must_use]
+    pub fn index(&self) -> &Arc<Index<Mapped>> {
+        &self.index
+    }
+
+    /// Parses, and checks that manifest, bootstrap and index speak of the same blobs. Independent of the number of entries.
+    fn assemble(name: String, kept: Kept) -> Result<Self> {
+        let layout = Layout::of(&name, &kept.manifest)?;
+        let index = Index::parse(kept.index).map_err(|source| Error::Index { image: name.clone(), source })?;
+        if index.header().bootstrap_size != kept.bootstrap.as_ref().len() as u64 {
+            return damaged(&name, "the bootstrap has not the size that the chunk index says");
+        }
+        check_blobs(&name, &layout, &index)?;
+        let bad = |source| Error::Bootstrap { image: name.clone(), source };
+        let bootstrap = Bootstrap::parse(kept.bootstrap).map_err(bad)?;
+        bootstrap.check_devices(&index).map_err(bad)?;
+        Ok(Self { manifest_digest: kept.digest, bootstrap, index: Arc::new(index), name })
+    }
+}
+
+/// The layers of a lazo image's manifest.
+struct Layout<'a> {
+    blobs: &'a [Descriptor],
+    bootstrap: &'a Descriptor,
+}
+
+impl<'a> Layout<'a> {
+    fn of(image: &str, manifest: &'a ImageManifest) -> Result<Self> {
+        let not_lazo = |reason: &str| Error::NotLazo { image: image.to_owned(), reason: reason.to_owned() };
+        let Some((bootstrap, blobs)) = manifest.layers().split_last() else {
+            return Err(not_lazo("it has no layers"));
+        };
+        match annotation(bootstrap, ANNOTATION_BOOTSTRAP) {
+            Some(BOOTSTRAP_VERSION) => {}
+            Some(version) => {
+                let reason = format!("its bootstrap is of version {version:?}, this lazo reads {BOOTSTRAP_VERSION}");
+                return damaged(image, &reason);
+            }
+            None => return Err(not_lazo("its last layer is no bootstrap")),
+        }
+        for blob in blobs {
+            if blob.media_type().as_ref() != LAZO_BLOB
+                || annotation(blob, ANNOTATION_BLOB) != Some(blob.digest().as_ref())
+            {
+                return damaged(image, &format!("layer {} is no lazo blob", blob.digest()));
+            }
+        }
+        Ok(Self { blobs, bootstrap })
+    }
+}
+
+fn annotation<'a>(layer: &'a Descriptor, key: &str) -> Option<&'a str> {
+    layer.annotations().as_ref()?.get(key).map(String::as_str)
+}
+
+fn damaged<T>(image: &str, reason: &str) -> Result<T> {
+    Err(Error::Damaged { image: image.to_owned(), reason: reason.to_owned() })
+}
+
+fn check_blobs(image: &str, layout: &Layout<'_>, index: &Index<Mapped>) -> Result<()> {
+    if index.blob_count() != layout.blobs.len() {
+        let reason = format!("the manifest has {} blobs, the chunk index {}", layout.blobs.len(), index.blob_count());
+        return damaged(image, &reason);
+    }
+    for (number, layer) in (0..).map(BlobIndex).zip(layout.blobs) {
+        let record = index.blob(number).map_err(|source| Error::Index { image: image.to_owned(), source })?;
+        if digest_of(layer)? != record.digest || layer.size() != record.compressed_size {
+            let reason = format!("blob {} of the manifest is not blob {number} of the chunk index", layer.digest());
+            return damaged(image, &reason);
+        }
+    }
+    Ok(())
+}

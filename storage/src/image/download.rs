@@ -1,0 +1,194 @@
+//! Downloads what a mount needs at once, verifies it, and puts it under `STATE/images`.
+
+use std::fs::File;
+use std::io::{self, Read, Seek as _, Write};
+use std::path::Path;
+
+use flate2::read::MultiGzDecoder;
+use futures_util::StreamExt as _;
+use lazo_format::media::{BOOTSTRAP_PATH, INDEX_PATH};
+use lazo_format::{ChunkDigest, Digest, Hasher, Index};
+use lazo_registry::oci_spec::image::{Descriptor, ImageConfiguration};
+use lazo_registry::{Manifest, Source, digest_of};
+
+use super::keep::{self, BOOTSTRAP, CONFIG, INDEX, Kept, MANIFEST, STAMP};
+use super::stamp::Stamp;
+use super::{Layout, damaged};
+use crate::cache::make_dir;
+use crate::error::{Error, Result};
+use crate::mapped::Mapped;
+
+/// Most bytes the bootstrap layer may unpack to: ten million entries take about 2 GiB. Bounds the disk that a small hostile
+/// layer can fill.
+const MAX_UNPACKED: u64 = 8 << 30;
+
+/// Most stored bytes of the bootstrap layer, for the same reason.
+const MAX_LAYER: u64 = 4 << 30;
+
+/// Bytes handed on at a time while unpacking.
+const BUFFER: usize = 128 << 10;
+
+/// Prefix of directories in the making, below `STATE/images`.
+const TEMPORARY: &str = ".tmp-";
+
+/// Downloads bootstrap layer and config, verifies them, and keeps them.
+pub(super) async fn download(
+    source: &Source,
+    images: &Path,
+    manifest: &Manifest,
+    layout: &Layout<'_>,
+    name: &str,
+) -> Result<Kept> {
+    let digest = digest_of(&manifest.descriptor)?;
+    let config = source.document(manifest.manifest.config()).await?;
+    let diff_id = last_diff_id(name, &config.bytes)?;
+    make_dir(images).map_err(Error::io("make the directory", images))?;
+    let temporary = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(images);
+    let temporary = temporary.map_err(Error::io("make a directory in", images))?;
+    let dir = temporary.path();
+
+    let layer = fetch_layer(source, dir, layout.bootstrap, name).await?;
+    unpack(layer, dir, &diff_id, name)?;
+    let (bootstrap, index) = (open(dir, BOOTSTRAP)?, open(dir, INDEX)?);
+    verify(name, &bootstrap.1, &index.1)?;
+    let files = [(BOOTSTRAP, &bootstrap.0, &bootstrap.1), (INDEX, &index.0, &index.1)];
+    let stamp = Stamp::of(&files).and_then(|s| s.to_json()).map_err(Error::io("read", dir))?;
+    for (name, content) in [(MANIFEST, &manifest.bytes), (CONFIG, &config.bytes), (STAMP, &stamp)] {
+        write_synced(dir, name, content)?;
+    }
+    sync(dir)?;
+    install(temporary, images, &digest)?;
+    match keep::open(images, &digest) {
+        Some(kept) => Ok(kept),
+        None => damaged(name, "what was just downloaded cannot be read back; is the state directory's disk in order?"),
+    }
+}
+
+fn last_diff_id(image: &str, config: &[u8]) -> Result<Digest> {
+    let config: std::result::Result<ImageConfiguration, _> = serde_json::from_slice(config);
+    let last = config.as_ref().ok().and_then(|c| c.rootfs().diff_ids().last());
+    match last.and_then(|d| d.parse().ok()) {
+        Some(digest) => Ok(digest),
+        None => damaged(image, "its config does not name the bootstrap layer's diffID"),
+    }
+}
+
+/// The bootstrap layer as a file without a name, its digest verified.
+async fn fetch_layer(source: &Source, dir: &Path, layer: &Descriptor, image: &str) -> Result<File> {
+    if layer.size() > MAX_LAYER {
+        return damaged(image, &format!("its bootstrap layer has {} bytes, over {MAX_LAYER}", layer.size()));
+    }
+    let failed = || Error::io("write the bootstrap layer in", dir);
+    let mut file = tempfile::tempfile_in(dir).map_err(failed())?;
+    let mut stream = source.blob(layer).await?;
+    while let Some(bytes) = stream.next().await {
+        file.write_all(&bytes?).map_err(failed())?;
+    }
+    file.rewind().map_err(failed())?;
+    Ok(file)
+}
+
+/// Writes the layer's two files, and checks its diffID.
+fn unpack(layer: File, dir: &Path, diff_id: &Digest, image: &str) -> Result<()> {
+    let failed = || Error::io("unpack the bootstrap layer in", dir);
+    let unpacked = MultiGzDecoder::new(io::BufReader::with_capacity(BUFFER, layer)).take(MAX_UNPACKED);
+    let mut archive = tar::Archive::new(Hashing { inner: unpacked, hasher: Hasher::new(diff_id.algorithm()) });
+    let (mut bootstrap, mut index) = (false, false);
+    for entry in archive.entries().map_err(failed())? {
+        let mut entry = entry.map_err(failed())?;
+        let path = entry.path_bytes();
+        let (name, seen) = match path.strip_prefix(b"./").unwrap_or(&path) {
+            path if path == BOOTSTRAP_PATH.as_bytes() => (BOOTSTRAP, &mut bootstrap),
+            path if path == INDEX_PATH.as_bytes() => (INDEX, &mut index),
+            _ => continue,
+        };
+        if std::mem::replace(seen, true) || !entry.header().entry_type().is_file() {
+            return damaged(image, &format!("its bootstrap layer has {name} twice, or as no file"));
+        }
+        let path = dir.join(name);
+        let mut file = File::create_new(&path).map_err(Error::io("write", &path))?;
+        io::copy(&mut entry, &mut file).map_err(failed())?;
+        file.sync_all().map_err(Error::io("sync", &path))?;
+    }
+    let mut rest = archive.into_inner();
+    io::copy(&mut rest, &mut io::sink()).map_err(failed())?;
+    if rest.inner.limit() == 0 {
+        return damaged(image, &format!("its bootstrap layer unpacks to more than {MAX_UNPACKED} bytes"));
+    }
+    let actual = rest.hasher.finish();
+    if actual != *diff_id {
+        return damaged(image, &format!("its bootstrap layer unpacks to {actual}, its config says {diff_id}"));
+    }
+    if !(bootstrap && index) {
+        return damaged(image, &format!("its bootstrap layer has not both {BOOTSTRAP_PATH} and {INDEX_PATH}"));
+    }
+    Ok(())
+}
+
+/// The rest of the chain: the index is sound, and names this bootstrap.
+fn verify(image: &str, bootstrap: &Mapped, index: &Mapped) -> Result<()> {
+    let bad = |source| Error::Index { image: image.to_owned(), source };
+    let index = Index::parse(index).map_err(bad)?;
+    index.validate().map_err(bad)?;
+    if ChunkDigest::of(bootstrap.as_ref()) != index.header().bootstrap_digest {
+        return damaged(image, "its bootstrap is not the one that its chunk index was made for");
+    }
+    Ok(())
+}
+
+/// Renames the directory to where it is looked for.
+fn install(temporary: tempfile::TempDir, images: &Path, digest: &Digest) -> Result<()> {
+    let target = images.join(digest.hex());
+    let failed = || Error::io("install the image as", &target);
+    // What is there already could not be used, or another process has just put it there; either way this one is as good.
+    let aside = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(images).map_err(failed())?;
+    match std::fs::rename(&target, aside.path().join("replaced")) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed()(error)),
+        _ => {}
+    }
+    match std::fs::rename(temporary.path(), &target) {
+        Ok(()) => {
+            // It is no temporary directory any more.
+            let _ = temporary.keep();
+            sync(images)
+        }
+        // Another process was quicker; its image has been verified as this one.
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        Err(error) => Err(failed()(error)),
+    }
+}
+
+fn open(dir: &Path, name: &str) -> Result<(File, Mapped)> {
+    let path = dir.join(name);
+    let file = File::open(&path).map_err(Error::io("open", &path))?;
+    let map = Mapped::new(&file).map_err(Error::io("map", &path))?;
+    Ok((file, map))
+}
+
+fn write_synced(dir: &Path, name: &str, content: &[u8]) -> Result<()> {
+    let path = dir.join(name);
+    let write = || {
+        let mut file = File::create_new(&path)?;
+        file.write_all(content)?;
+        file.sync_all()
+    };
+    write().map_err(Error::io("write", &path))
+}
+
+fn sync(dir: &Path) -> Result<()> {
+    File::open(dir).and_then(|d| d.sync_all()).map_err(Error::io("sync", dir))
+}
+
+/// Hashes what passes through.
+struct Hashing<R> {
+    inner: R,
+    hasher: Hasher,
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let read = self.inner.read(buf)?;
+        self.hasher.update(&buf[..read]);
+        Ok(read)
+    }
+}
