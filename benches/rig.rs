@@ -1,0 +1,135 @@
+//! The walkers and mounters that benches/run.py times, so that no interpreter stands between a figure and what it
+//! measures. Each prints one JSON object.
+
+#[path = "../tests/support/erofs_mount.rs"]
+mod erofs_mount;
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::Read as _,
+    os::{fd::OwnedFd, unix::fs::FileExt as _},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lazo_format::{BlobIndex, ChunkDecoder, ChunkIndex, Index};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, statat};
+use serde_json::{Value, json};
+
+const USAGE: &str = "rig stat DIR | read DIR | mount LAZO IMAGE DIR | unpack LAYOUT TAG DIR | erofs DIR MOUNTPOINT";
+/// What `read` asks for at once: as coreutils' cat and GNU tar do, roughly.
+const READ_SIZE: usize = 128 << 10;
+
+fn main() -> Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let start = Instant::now();
+    let mut result = match args[..] {
+        ["stat", dir] => walk(dir, None)?,
+        ["read", dir] => walk(dir, Some(&mut vec![0; READ_SIZE]))?,
+        ["mount", lazo, image, dir] => mount(lazo, image, dir)?,
+        ["unpack", layout, tag, dir] => unpack(Path::new(layout), tag, Path::new(dir))?,
+        ["erofs", dir, at] => return erofs(Path::new(dir), Path::new(at)),
+        _ => bail!("usage: {USAGE}"),
+    };
+    result["seconds"] = start.elapsed().as_secs_f64().into();
+    println!("{result}");
+    Ok(())
+}
+
+/// Lists and stats everything below a directory; with a buffer, reads every regular file as well.
+fn walk(root: &str, mut buffer: Option<&mut Vec<u8>>) -> Result<Value> {
+    let (mut entries, mut bytes) = (0_u64, 0);
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let mut pending: Vec<OwnedFd> = vec![openat(CWD, root, flags | OFlags::DIRECTORY, Mode::empty())?];
+    while let Some(directory) = pending.pop() {
+        for entry in Dir::read_from(&directory)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let stat = statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            entries += 1;
+            match (FileType::from_raw_mode(stat.st_mode), &mut buffer) {
+                (FileType::Directory, _) => {
+                    pending.push(openat(&directory, name, flags | OFlags::DIRECTORY, Mode::empty())?)
+                }
+                (FileType::RegularFile, Some(buffer)) => {
+                    let file = openat(&directory, name, flags, Mode::empty())?;
+                    bytes += read_all(&file, buffer).with_context(|| format!("{name:?}"))?;
+                }
+                _ => (),
+            }
+        }
+    }
+    Ok(json!({ "entries": entries, "bytes": bytes }))
+}
+
+fn read_all(file: &OwnedFd, buffer: &mut [u8]) -> Result<u64> {
+    let mut bytes = 0;
+    loop {
+        match rustix::io::read(file, &mut *buffer)? {
+            0 => return Ok(bytes),
+            length => bytes += length as u64,
+        }
+    }
+}
+
+/// `lazo mount` until the first listing of its root.
+fn mount(lazo: &str, image: &str, dir: &str) -> Result<Value> {
+    let status = Command::new(lazo).args(["mount", image, dir]).status()?;
+    ensure!(status.success(), "lazo mount {image}: {status}");
+    let entries = fs::read_dir(dir)?.count();
+    ensure!(entries > 0, "{dir} is empty");
+    Ok(json!({ "entries": entries }))
+}
+
+/// A lazo image's bootstrap and its blobs, decompressed, as `bootstrap`, `0000`, `0001`, ... in a directory.
+fn unpack(layout: &Path, tag: &str, out: &Path) -> Result<Value> {
+    let blob = |digest: &Value| layout.join("blobs").join(digest.as_str().unwrap_or_default().replace(':', "/"));
+    let parse = |path: PathBuf| -> Result<Value> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
+    let root = parse(layout.join("index.json"))?;
+    let manifests = root["manifests"].as_array().context("no manifests")?;
+    let named = |entry: &&Value| entry["annotations"]["org.opencontainers.image.ref.name"] == tag;
+    let manifest = parse(blob(&manifests.iter().find(named).context("no such tag")?["digest"]))?;
+    let layers = manifest["layers"].as_array().context("no layers")?;
+    let (last, blobs) = layers.split_last().context("no layers")?;
+
+    let mut members = BTreeMap::new();
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(File::open(blob(&last["digest"]))?));
+    for entry in archive.entries()? {
+        let mut entry = entry?;
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes)?;
+        members.insert(entry.path()?.into_owned(), bytes);
+    }
+    fs::write(out.join("bootstrap"), &members[Path::new("image/bootstrap")])?;
+    let index = Index::parse(&members[Path::new("image/index")][..])?;
+    let (mut decoder, mut data) = (ChunkDecoder::new()?, Vec::new());
+    for (number, layer) in blobs.iter().enumerate() {
+        let (stored, device) = (File::open(blob(&layer["digest"]))?, File::create(out.join(format!("{number:04}")))?);
+        for chunk in index.blob(BlobIndex(u16::try_from(number)?))?.chunks() {
+            let chunk = index.chunk(ChunkIndex(chunk))?;
+            let mut bytes = vec![0; chunk.compressed_size as usize];
+            stored.read_exact_at(&mut bytes, chunk.compressed_offset)?;
+            decoder.decode(&chunk, &bytes, &mut data)?;
+            device.write_all_at(&data, chunk.device_offset.0)?;
+        }
+    }
+    Ok(json!({ "blobs": blobs.len(), "entries": index.header().entries }))
+}
+
+/// Mounts what `unpack` made with the kernel's EROFS until stdin ends.
+fn erofs(dir: &Path, at: &Path) -> Result<()> {
+    let mut devices: Vec<PathBuf> = fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
+    devices.retain(|path| !path.ends_with("bootstrap"));
+    devices.sort();
+    let mounted = erofs_mount::ErofsMount::new(&dir.join("bootstrap"), &devices, at).map_err(anyhow::Error::msg)?;
+    println!("{}", json!({ "mounted": mounted.path() }));
+    std::io::stdin().read_to_end(&mut Vec::new())?;
+    Ok(())
+}

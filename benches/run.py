@@ -1,0 +1,315 @@
+#!/usr/bin/env python3
+"""Measures what docs/BENCHMARKS.md promises, on this machine, and writes the figures there.
+
+usage: benches/run.py [PART...]     parts: convert mount warm cold trees (all of them without an argument)
+
+Everything runs on the `large` test corpus with release binaries, as root. What is compared is measured in turns within
+one run; figures are medians. Results: target/bench/results.json, and the table between the markers of docs/BENCHMARKS.md.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+sys.dont_write_bytecode = True
+
+import fixtures  # noqa: E402
+from corpuslib.oci import Layout  # noqa: E402
+from corpuslib.rawtar import Tar  # noqa: E402
+
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
+WORK = TARGET / "bench"
+LAZO = TARGET / "release/lazo"
+RIG = TARGET / "release/examples/rig"
+DOCUMENT = ROOT / "docs/BENCHMARKS.md"
+BEGIN, END = "<!-- figures: written by make bench -->", "<!-- end of figures -->"
+TREES = (10**3, 10**5, 10**6)
+CONVERSIONS, WALKS, COLD_READS, MOUNTS, TREE_MOUNTS = 3, 9, 5, 21, 15
+PARTS = ("convert", "mount", "warm", "cold", "trees")
+# How much longer the mount of 10^6 entries may take than that of 10^3 before it counts as growing: the noise of a median.
+FLAT = 1.25
+
+
+class Figures:
+    """What was measured, with what was promised."""
+
+    def __init__(self):
+        self.rows = []
+
+    def add(self, what: str, value: float, unit: str, most=None, least=None, note=""):
+        """`most`, `least`: the promise, if there is one."""
+        target = f"at most {most:g}" if most is not None else f"at least {least:g}" if least is not None else ""
+        kept = None if not target else value <= most if most is not None else value >= least
+        self.rows.append({"what": what, "value": value, "unit": unit, "target": target, "kept": kept, "note": note})
+        print(f"{what}: {value:.4g} {unit}  {target}  {verdict(kept)}  {note}", flush=True)
+
+    def table(self) -> str:
+        lines = ["| figure | measured | target | | note |", "|---|---|---|---|---|"]
+        for row in self.rows:
+            lines.append(f"| {row['what']} | {row['value']:.4g} {row['unit']} | {row['target']} | {verdict(row['kept'])} | {row['note']} |")
+        return "\n".join(lines)
+
+
+def verdict(kept) -> str:
+    return {None: "", True: "kept", False: "**missed**"}[kept]
+
+
+def run(*command, **options) -> str:
+    done = subprocess.run([str(word) for word in command], check=True, stdout=subprocess.PIPE, text=True, **options)
+    return done.stdout
+
+
+def rig(*command, **options) -> dict:
+    return json.loads(run(RIG, *command, **options))
+
+
+def measured(*command):
+    """Seconds and peak RSS in bytes of a command, and its stdout."""
+    start = time.perf_counter()
+    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE)
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"{' '.join(map(str, command))}: exit code {process.returncode}")
+    return time.perf_counter() - start, usage.ru_maxrss * 1024, output
+
+
+def fresh(name: str) -> Path:
+    path = WORK / name
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
+
+
+def drop_caches():
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3\n")
+
+
+def document(layout: Path, digest: str) -> dict:
+    return json.loads((layout / "blobs" / digest.replace(":", "/")).read_text())
+
+
+def tagged(layout: Path, tag: str) -> dict:
+    entries = json.loads((layout / "index.json").read_text())["manifests"]
+    return next(entry for entry in entries if entry["annotations"]["org.opencontainers.image.ref.name"] == tag)
+
+
+def manifest(layout: Path, tag: str) -> dict:
+    return document(layout, tagged(layout, tag)["digest"])
+
+
+@contextlib.contextmanager
+def mounted(image: str, state="state"):
+    """`lazo mount` at target/bench/mount for as long as `with` lasts; also what the mounting took."""
+    place = WORK / "mount"
+    place.mkdir(exist_ok=True)
+    environment = {**os.environ, "LAZO_STATE_DIR": str(WORK / state), "LAZO_RUN_DIR": str(WORK / "run")}
+    result = rig("mount", LAZO, image, place, env=environment)
+    try:
+        yield place, result["seconds"]
+    finally:
+        run(LAZO, "umount", place, env=environment)
+
+
+@contextlib.contextmanager
+def kernel_erofs(layout: Path):
+    """The kernel's EROFS over the decompressed blobs, all local."""
+    unpacked, place = fresh("erofs"), WORK / "erofs-mount"
+    place.mkdir(exist_ok=True)
+    rig("unpack", layout, "lazo", unpacked)
+    process = subprocess.Popen([RIG, "erofs", unpacked, place], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        if not process.stdout.readline():
+            sys.exit("the kernel does not mount the image")
+        yield place
+    finally:
+        process.communicate()
+
+
+def server_of(place: Path) -> int:
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = entry.read_bytes().split(b"\0")
+            if words[0].endswith(b"lazo") and bytes(place) in words:
+                return int(entry.parent.name)
+    sys.exit(f"no process serves {place}")
+
+
+def rss(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS:")).split()[1]) * 1024
+
+
+def convert(figures: Figures, corpus: Path, full: bool) -> Path:
+    """Converts the corpus, measured when `full`; the layout of the result (tag `lazo`)."""
+    source, layout = f"oci:{corpus}/layout:gzip", WORK / "converted"
+    layers = manifest(corpus / "layout", "gzip")["layers"]
+    paths = [corpus / "layout/blobs" / layer["digest"].replace(":", "/") for layer in layers]
+    uncompressed = sum(int(run("sh", "-c", 'zcat "$1" | wc -c', "-", path)) for path in paths)  # warms the page cache too
+    times, peaks = [], []
+    for _ in range(CONVERSIONS if full else 1):
+        shutil.rmtree(layout, ignore_errors=True)
+        seconds, peak, _ = measured(LAZO, "convert", source, f"oci:{layout}:lazo")
+        times.append(seconds)
+        peaks.append(peak)
+    *blobs, bootstrap = manifest(layout, "lazo")["layers"]
+    if full:
+        seconds = statistics.median(times)
+        figures.add("conversion of the gzip layout, uncompressed input", uncompressed / seconds / 1e6, "MB/s", least=130,
+                    note=f"{uncompressed / 1e6:.0f} MB in {seconds:.1f} s")
+        figures.add("conversion, peak RSS", max(peaks) / 1e6, "MB", most=200)
+        gzip = sum(layer["size"] for layer in layers)
+        figures.add("blobs / gzip layers", sum(blob["size"] for blob in blobs) / gzip, "", most=0.97, note=f"of {gzip / 1e6:.0f} MB")
+        entries = rig("unpack", layout, "lazo", fresh("erofs"))["entries"]
+        figures.add("bootstrap layer as stored", bootstrap["size"] / entries, "bytes an entry", most=60, note=f"{entries} entries")
+    return layout
+
+
+def push(registry, layout: Path, name: str) -> str:
+    """Copies a converted layout to the registry; the reference by digest."""
+    run("skopeo", "--insecure-policy", "copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false",
+        f"oci:{layout}:lazo", f"docker://{registry.host}/{name}:lazo")
+    return f"docker://{registry.host}/{name}@{tagged(layout, 'lazo')['digest']}"
+
+
+def mount(figures: Figures, image: str):
+    """Mount with the bootstrap at hand to the first listing, and what the serving process then takes."""
+    shutil.rmtree(WORK / "state", ignore_errors=True)
+    with mounted(image) as (_, first):
+        pass
+    times, sizes = [], []
+    for _ in range(MOUNTS):
+        with mounted(image) as (place, seconds):
+            times.append(seconds)
+            sizes.append(rss(server_of(place)))
+    figures.add("lazo mount to first listing, bootstrap at hand", statistics.median(times) * 1e3, "ms", most=25,
+                note=f"first ever, from the registry: {first * 1e3:.0f} ms")
+    figures.add("RSS of the serving process after that", statistics.median(sizes) / 1e6, "MB", most=16)
+
+
+def warm(figures: Figures, image: str, layout: Path, corpus: Path):
+    """Walks and reads of everything, in the page cache: ext4, the kernel's EROFS with local blobs, lazo's mount."""
+    shutil.rmtree(WORK / "state", ignore_errors=True)
+    with mounted(image) as (place, _), kernel_erofs(layout) as kernel:
+        trees = {"ext4": corpus / "reference", "EROFS": kernel, "lazo": place}
+        seconds = {(what, name): [] for what in ("stat", "read") for name in trees}
+        for turn in range(1 + WALKS):
+            for what in ("stat", "read"):
+                for name, tree in trees.items():
+                    result = rig(what, tree)
+                    if turn > 0:
+                        seconds[what, name].append(result["seconds"])
+        peak = rss(server_of(place))
+    for what, words in (("stat", "warm stat walk"), ("read", "warm read of everything")):
+        median = {name: statistics.median(seconds[what, name]) for name in trees}
+        note = ", ".join(f"{name} {median[name]:.3f} s" for name in trees)
+        figures.add(f"{words}, lazo / ext4", median["lazo"] / median["ext4"], "", most=1.15, note=note)
+        figures.add(f"{words}, kernel EROFS / ext4", median["EROFS"] / median["ext4"], "")
+    figures.add("RSS of the serving process after reading everything", peak / 1e6, "MB")
+
+
+def cold(figures: Figures, image: str):
+    """Everything through the loopback registry, nothing cached anywhere."""
+    speeds, seconds = [], []
+    for _ in range(COLD_READS):
+        shutil.rmtree(WORK / "state", ignore_errors=True)
+        drop_caches()
+        with mounted(image) as (place, _):
+            result = rig("read", place)
+        speeds.append(result["bytes"] / result["seconds"] / 1e6)
+        seconds.append(result["seconds"])
+    figures.add("cold read of everything through docker-registry", statistics.median(speeds), "MB/s", least=200,
+                note=f"{result['bytes'] / 1e6:.0f} MB in {statistics.median(seconds):.1f} s")
+
+
+def tree_image(entries: int) -> Path:
+    """A converted image of so many entries, a tenth of them with a few bytes; kept between runs."""
+    layout = WORK / f"tree-{entries}"
+    if (layout / "index.json").is_file():
+        return layout
+    print(f"making a tree of {entries} entries", flush=True)
+    source = fresh("tree-source")
+    with open(source / "tar", "wb") as out:
+        tar = Tar(out)
+        for number in range(entries - 1):
+            if number % 1000 == 0:
+                tar.dir(b"%05d/" % (number // 1000))
+            else:
+                tar.add(b"%05d/file-%07d" % (number // 1000, number), data=b"%d" % number if number % 10 == 0 else b"")
+        tar.end()
+    plain = Layout(source / "layout")
+    plain.tag("tree", plain.manifest([plain.layer(source / "tar", "zstd")]))
+    plain.finish()
+    run(LAZO, "convert", f"oci:{plain.path}:tree", f"oci:{layout}:lazo")
+    shutil.rmtree(source)
+    return layout
+
+
+def trees(figures: Figures, registry):
+    """Mount time against the number of entries."""
+    images = {entries: push(registry, tree_image(entries), f"tree-{entries}") for entries in TREES}
+    times = {entries: [] for entries in TREES}
+    for turn in range(1 + TREE_MOUNTS):
+        for entries, image in images.items():
+            with mounted(image, f"state-{entries}") as (_, seconds):
+                if turn > 0:
+                    times[entries].append(seconds)
+    median = {entries: statistics.median(times[entries]) for entries in TREES}
+    note = ", ".join(f"{entries:,} entries {median[entries] * 1e3:.1f} ms" for entries in TREES)
+    figures.add("mount time, 1,000,000 entries / 1,000", median[TREES[-1]] / median[TREES[0]], "", most=FLAT, note=note)
+
+
+def write(figures: Figures):
+    commit = run("git", "-C", ROOT, "describe", "--always", "--dirty").strip()
+    cpu = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+    about = f"{cpu}, {os.cpu_count()} cores, Linux {platform.release()}; commit {commit}, {time.strftime('%Y-%m-%d')}"
+    (WORK / "results.json").write_text(json.dumps({"machine": about, "figures": figures.rows}, indent=1))
+    text = DOCUMENT.read_text() if DOCUMENT.exists() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
+    if BEGIN not in text:
+        text += f"\n{BEGIN}\n{END}\n"
+    head, rest = text.split(BEGIN, 1)
+    _, tail = rest.split(END, 1)
+    DOCUMENT.write_text(f"{head}{BEGIN}\n{about}\n\n{figures.table()}\n{END}{tail}")
+
+
+def main():
+    parts = sys.argv[1:] or PARTS
+    if any(part not in PARTS for part in parts):
+        sys.exit(__doc__)
+    if os.geteuid() != 0:
+        sys.exit("run as root: it mounts file systems and drops caches")
+    run("cargo", "build", "--release", "--locked", "--bin", "lazo", "--example", "rig", cwd=ROOT)
+    WORK.mkdir(parents=True, exist_ok=True)
+    figures = Figures()
+    corpus = Path(run(ROOT / "scripts/corpus", "large").strip())
+    layout = convert(figures, corpus, "convert" in parts)
+    with fixtures.Registry(WORK / "registry") as registry:
+        image = push(registry, layout, "large")
+        if "mount" in parts:
+            mount(figures, image)
+        if "warm" in parts:
+            warm(figures, image, layout, corpus)
+        if "cold" in parts:
+            cold(figures, image)
+        if "trees" in parts:
+            trees(figures, registry)
+    if set(parts) == set(PARTS):
+        write(figures)
+    else:
+        print(figures.table())
+
+
+if __name__ == "__main__":
+    main()
