@@ -272,7 +272,7 @@ fn bad_index(blob: BlobIndex, at: u64, source: IndexError) -> Arc<ReadError> {
 }
 
 /// Checks that a blob's chunks tile it, and gives its record and the hex digest of everything that places its bytes.
-fn survey(index: &Index<Mapped>, number: BlobIndex) -> Result<(BlobRecord, String), IndexError> {
+pub(crate) fn survey(index: &Index<Mapped>, number: BlobIndex) -> Result<(BlobRecord, String), IndexError> {
     let blob = index.blob(number)?;
     let mut hasher = blake3::Hasher::new();
     let (mut stored, mut device) = (0, 0);

@@ -29,6 +29,7 @@ use lazo_registry::{ImageRef, Platform, Source, digest_of};
 
 use crate::error::{Error, Result};
 use crate::mapped::Mapped;
+pub(crate) use download::unpack_metadata;
 use keep::Kept;
 
 /// A lazo image with everything at hand that a mount needs at once.

@@ -161,7 +161,12 @@ impl Contents {
         spans.push(Span { blob, start: address.0, end: address.0.saturating_add(length) });
     }
 
-    fn add_blob<I: AsRef<[u8]>>(&mut self, index: &Index<I>, number: BlobIndex, spans: &[Span]) -> Result<(), IndexError> {
+    fn add_blob<I: AsRef<[u8]>>(
+        &mut self,
+        index: &Index<I>,
+        number: BlobIndex,
+        spans: &[Span],
+    ) -> Result<(), IndexError> {
         let blob = index.blob(number)?;
         let first = spans.partition_point(|span| span.blob < number);
         let last = spans.partition_point(|span| span.blob <= number);
@@ -424,8 +429,8 @@ mod tests {
     #[test]
     fn spans_are_joined_within_a_blob() {
         let span = |blob, start, end| Span { blob: BlobIndex(blob), start, end };
-        let joined = merged(vec![span(1, 0, 4), span(0, 8, 12), span(0, 0, 4), span(0, 4, 8), span(0, 2, 3), span(0, 16, 20)]);
+        let joined =
+            merged(vec![span(1, 0, 4), span(0, 8, 12), span(0, 0, 4), span(0, 4, 8), span(0, 2, 3), span(0, 16, 20)]);
         assert_eq!(joined, [span(0, 0, 12), span(0, 16, 20), span(1, 0, 4)]);
     }
 }
-

@@ -22,15 +22,18 @@
 mod bits;
 mod blob;
 mod cache;
+pub mod check;
 mod error;
 mod fetch;
 mod flight;
 mod image;
+pub mod inspect;
 mod mapped;
 mod pool;
 mod readahead;
 mod reader;
 mod source;
+mod walk;
 
 pub use error::{Error, ReadError, Result, SourceError};
 pub use fetch::{MAX_REQUEST, Stats};
@@ -39,3 +42,4 @@ pub use mapped::Mapped;
 pub use readahead::MAX_WINDOW;
 pub use reader::Reader;
 pub use source::BlobSource;
+pub use walk::ResolveError;

@@ -64,6 +64,20 @@ pub(super) async fn download(
     }
 }
 
+/// Bootstrap and chunk index by themselves, unpacked into `dir`: layer and tar have the digests that they should have, what
+/// is in them has not been looked at.
+pub(crate) async fn unpack_metadata(
+    source: &Source,
+    dir: &Path,
+    layer: &Descriptor,
+    diff_id: &Digest,
+    image: &str,
+) -> Result<(Mapped, Mapped)> {
+    let layer = fetch_layer(source, dir, layer, image).await?;
+    unpack(layer, dir, diff_id, image)?;
+    Ok((open(dir, BOOTSTRAP)?.1, open(dir, INDEX)?.1))
+}
+
 fn last_diff_id(image: &str, config: &[u8]) -> Result<Digest> {
     let config: std::result::Result<ImageConfiguration, _> = serde_json::from_slice(config);
     let last = config.as_ref().ok().and_then(|c| c.rootfs().diff_ids().last());
