@@ -89,6 +89,16 @@ pub enum Error {
         /// Cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A TLS connection that cannot be trusted, or cannot be had.
+    #[error("{what}: no TLS connection to {url}: {reason}")]
+    Untrusted {
+        /// The object asked for.
+        what: String,
+        /// URL without query.
+        url: String,
+        /// What is wrong, and what the user can do.
+        reason: String,
+    },
     /// An answer or document that breaks the protocol or the format.
     #[error("{what}: {reason}")]
     Invalid {

@@ -6,14 +6,21 @@
 //!
 //! Memory: documents are bounded by [`MAX_DOCUMENT`], blobs are streamed.
 
+mod archive;
+mod auth;
 mod blob;
 mod destination;
+mod docker_archive;
 mod document;
 mod error;
+mod http;
+mod layout;
 pub mod media;
 mod options;
 mod platform;
 mod reference;
+mod registry;
+mod section;
 mod source;
 
 pub use blob::BlobStream;

@@ -22,7 +22,7 @@ pub struct Options {
     pub attempts: u32,
     /// Bytes of a blob sent in one request; what a broken connection costs at most. 64 MiB.
     pub upload_chunk: u64,
-    /// Where staged blobs lie before an upload, in place of the system's temporary directory. Layouts and archives
+    /// Where staged blobs lie before an upload, in place of TMPDIR or /var/tmp. Layouts and archives
     /// stage beside their destination, so that a rename suffices.
     pub staging_parent: Option<PathBuf>,
 }

@@ -1,29 +1,62 @@
 //! Reading an image from wherever it is.
 
-use std::ops::Range;
+use std::{collections::HashSet, fmt, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use lazo_format::Digest;
 use oci_spec::image::Descriptor;
 
 use crate::{
+    archive::Archive,
     blob::BlobStream,
-    document::{Document, Manifest},
+    docker_archive::DockerArchive,
+    document::{
+        Content, Document, MAX_INDEX_DEPTH, MAX_INDEX_ENTRIES, Manifest, available, choose, digest_of, is_attestation,
+    },
     error::{Error, Result},
+    http::Http,
+    layout::{Files, Layout},
+    media,
     options::Options,
     platform::Platform,
     reference::ImageRef,
+    registry::{Registry, foreign},
+    section::{Section, blocking},
 };
 
-/// An image to read.
+/// An image to read. Its calls may be made in parallel.
 pub struct Source {
     reference: ImageRef,
+    http: Arc<Http>,
+    kind: Kind,
+}
+
+enum Kind {
+    Registry(Registry),
+    Layout(Layout),
+    DockerArchive(DockerArchive),
 }
 
 impl Source {
-    /// Prepares to read; the network is first used by the calls below, TLS set up only for an https connection.
-    pub async fn open(reference: &ImageRef, _options: &Options) -> Result<Self> {
-        Ok(Self { reference: reference.clone() })
+    /// Prepares to read: archives are scanned, nothing else is touched. The network is first used by the calls below,
+    /// and certificates are loaded only for an https connection.
+    ///
+    /// # Errors
+    /// When an archive cannot be read, or the reference is no URL.
+    pub async fn open(reference: &ImageRef, options: &Options) -> Result<Self> {
+        let http = Http::new(options);
+        let kind = match reference.clone() {
+            ImageRef::Docker(docker) => Kind::Registry(Registry::new(&docker, http.clone())?),
+            ImageRef::OciLayout { path, tag } => Kind::Layout(Layout::new(Files::Directory(path), tag)),
+            ImageRef::OciArchive { path, tag } => {
+                let archive = on_thread(move || Archive::open(&path)).await?;
+                Kind::Layout(Layout::new(Files::Archive(archive), tag))
+            }
+            ImageRef::DockerArchive { path, reference } => {
+                Kind::DockerArchive(on_thread(move || DockerArchive::open(&path, reference.as_deref())).await?)
+            }
+        };
+        Ok(Self { reference: reference.clone(), http, kind })
     }
 
     /// What was opened.
@@ -33,42 +66,191 @@ impl Source {
     }
 
     /// The digest that the reference stands for now; from a registry by HEAD, without the document.
+    ///
+    /// # Errors
+    /// As [`Self::root`].
     pub async fn root_digest(&self) -> Result<Digest> {
-        Err(Error::invalid(&self.reference, "not yet"))
+        match &self.kind {
+            Kind::Registry(registry) => registry.manifest_digest(&registry.reference().manifest_reference()).await,
+            _ => self.root().await?.digest(),
+        }
     }
 
     /// The manifest or index that the reference names.
+    ///
+    /// # Errors
+    /// When it does not exist, cannot be had, is over [`crate::MAX_DOCUMENT`], or does not match its digest.
     pub async fn root(&self) -> Result<Document> {
-        Err(Error::invalid(&self.reference, "not yet"))
+        match &self.kind {
+            Kind::Registry(registry) => registry.manifest(&registry.reference().manifest_reference(), None).await,
+            Kind::Layout(layout) => layout.root().await,
+            Kind::DockerArchive(archive) => Ok(archive.root().clone()),
+        }
     }
 
     /// A manifest, index or config by its descriptor.
-    pub async fn document(&self, _descriptor: &Descriptor) -> Result<Document> {
-        Err(Error::invalid(&self.reference, "not yet"))
-    }
-
-    /// The image manifest for a platform. A reference to a single manifest is that one, whatever its platform.
-    pub async fn resolve(&self, _platform: &Platform) -> Result<Manifest> {
-        Err(Error::invalid(&self.reference, "not yet"))
-    }
-
-    /// The image manifests of all platforms in order; build attestations are left out.
-    pub async fn platforms(&self) -> Result<Vec<Descriptor>> {
-        Err(Error::invalid(&self.reference, "not yet"))
+    ///
+    /// # Errors
+    /// As [`Self::root`], and when the size is not the descriptor's.
+    pub async fn document(&self, descriptor: &Descriptor) -> Result<Document> {
+        match &self.kind {
+            Kind::Registry(registry) => registry.document(descriptor).await,
+            Kind::Layout(layout) => layout.document(descriptor).await,
+            Kind::DockerArchive(archive) => archive.document(&digest_of(descriptor)?),
+        }
     }
 
     /// An image manifest by its descriptor.
-    pub async fn manifest(&self, _descriptor: &Descriptor) -> Result<Manifest> {
-        Err(Error::invalid(&self.reference, "not yet"))
+    ///
+    /// # Errors
+    /// As [`Self::document`], and when it is no image manifest.
+    pub async fn manifest(&self, descriptor: &Descriptor) -> Result<Manifest> {
+        manifest(self.document(descriptor).await?)
     }
 
-    /// A whole blob, verified.
-    pub async fn blob(&self, _descriptor: &Descriptor) -> Result<BlobStream> {
-        Err(Error::invalid(&self.reference, "not yet"))
+    /// The image manifest for a platform. A reference to a single manifest is that one, whatever its platform.
+    ///
+    /// # Errors
+    /// As [`Self::root`]; when no manifest suits, which lists those there are; when indexes nest deeper than
+    /// [`MAX_INDEX_DEPTH`].
+    pub async fn resolve(&self, platform: &Platform) -> Result<Manifest> {
+        let mut document = self.root().await?;
+        for _ in 0..=MAX_INDEX_DEPTH {
+            let index = match document.content()? {
+                Content::Manifest(_) => return manifest(document),
+                Content::Index(index) => index,
+            };
+            let chosen = choose(&index, platform).ok_or_else(|| Error::NoPlatform {
+                what: self.reference.to_string(),
+                wanted: platform.to_string(),
+                available: available(&index),
+            })?;
+            document = self.document(chosen).await?;
+        }
+        Err(self.too_deep())
     }
 
-    /// Exactly the bytes `range` of a blob of `blob_size` bytes. The content is NOT verified.
-    pub async fn blob_range(&self, _digest: &Digest, _blob_size: u64, _range: Range<u64>) -> Result<Bytes> {
-        Err(Error::invalid(&self.reference, "not yet"))
+    /// The image manifests of all platforms, in order and each once; for a single manifest, itself. What is no image
+    /// (build attestations, artifacts) is left out.
+    ///
+    /// # Errors
+    /// As [`Self::root`], and beyond [`MAX_INDEX_DEPTH`] or [`MAX_INDEX_ENTRIES`].
+    pub async fn platforms(&self) -> Result<Vec<Descriptor>> {
+        let root = self.root().await?;
+        let index = match root.content()? {
+            Content::Manifest(_) => return Ok(vec![root.descriptor]),
+            Content::Index(index) => index,
+        };
+        let mut found = Vec::new();
+        let mut seen = HashSet::new();
+        // Depth first, so that order is kept; what is to be visited is bounded with what was seen.
+        let mut pending: Vec<(usize, Descriptor)> = index.manifests().iter().rev().map(|d| (1, d.clone())).collect();
+        while let Some((depth, entry)) = pending.pop() {
+            if is_attestation(&entry) || !seen.insert(entry.digest().to_string()) {
+                continue;
+            }
+            if seen.len() + pending.len() > MAX_INDEX_ENTRIES {
+                return Err(Error::invalid(&self.reference, format_args!("over {MAX_INDEX_ENTRIES} index entries")));
+            }
+            if media::is_manifest(entry.media_type()) {
+                found.push(entry);
+                continue;
+            }
+            if !media::is_index(entry.media_type()) {
+                return Err(Error::invalid(
+                    &self.reference,
+                    format_args!("index entry {} is of type {}, no image", entry.digest(), entry.media_type()),
+                ));
+            }
+            if depth > MAX_INDEX_DEPTH {
+                return Err(self.too_deep());
+            }
+            if let Content::Index(nested) = self.document(&entry).await?.content()? {
+                pending.extend(nested.manifests().iter().rev().map(|d| (depth + 1, d.clone())));
+            }
+        }
+        Ok(found)
+    }
+
+    fn too_deep(&self) -> Error {
+        Error::invalid(&self.reference, format_args!("indexes nest deeper than {MAX_INDEX_DEPTH}"))
+    }
+
+    /// A whole blob, verified as it comes: the stream ends well only if digest and size were right. A connection that
+    /// breaks is taken up where it broke. Foreign layers come from their URLs.
+    ///
+    /// # Errors
+    /// When the blob does not exist or cannot be had.
+    pub async fn blob(&self, descriptor: &Descriptor) -> Result<BlobStream> {
+        let digest = digest_of(descriptor)?;
+        let is_foreign = media::layer_kind(descriptor.media_type()).is_some_and(|k| k.foreign);
+        match self.own_blob(descriptor, &digest).await {
+            Err(error) if error.is_not_found() && is_foreign => {
+                let stream = foreign(&self.http, descriptor, &digest).await?;
+                BlobStream::new(format!("foreign layer {digest}"), descriptor, stream)
+            }
+            found => found,
+        }
+    }
+
+    async fn own_blob(&self, descriptor: &Descriptor, digest: &Digest) -> Result<BlobStream> {
+        let (what, stream) = match &self.kind {
+            Kind::Registry(registry) => (registry.blob_name(digest), registry.blob(descriptor).await?),
+            Kind::Layout(_) | Kind::DockerArchive(_) => {
+                let (what, section) = self.section(digest, descriptor.size()).await?;
+                (what.clone(), section.blob_stream(what))
+            }
+        };
+        BlobStream::new(what, descriptor, stream)
+    }
+
+    /// Exactly the bytes `range` of a blob of `blob_size` bytes, held in memory. Their content is NOT verified.
+    ///
+    /// # Errors
+    /// When the range does not lie in the blob, or the source cannot give just these bytes of a blob of just that size.
+    pub async fn blob_range(&self, digest: &Digest, blob_size: u64, range: Range<u64>) -> Result<Bytes> {
+        if range.start > range.end || range.end > blob_size {
+            let reason = format!("bytes {}-{} do not lie in its {blob_size} bytes", range.start, range.end);
+            return Err(Error::invalid(format_args!("blob {digest}"), reason));
+        }
+        if range.is_empty() {
+            return Ok(Bytes::new());
+        }
+        if let Kind::Registry(registry) = &self.kind {
+            return registry.blob_range(digest, blob_size, range).await;
+        }
+        let (what, section) = self.section(digest, blob_size).await?;
+        let part = section.slice(range).ok_or_else(|| Error::invalid(&what, "range outside of it"))?;
+        part.bytes().await.map_err(|e| Error::io(format_args!("cannot read {what}"), e))
+    }
+
+    /// A blob of a local source.
+    async fn section(&self, digest: &Digest, size: u64) -> Result<(String, Section)> {
+        match &self.kind {
+            Kind::Layout(layout) => Ok((layout.blob_name(digest), layout.section(digest, size).await?)),
+            Kind::DockerArchive(archive) => Ok((archive.blob_name(digest), archive.section(digest, size)?)),
+            Kind::Registry(registry) => Err(Error::NotFound { what: registry.blob_name(digest) }),
+        }
+    }
+}
+
+fn manifest(document: Document) -> Result<Manifest> {
+    match document.content()? {
+        Content::Manifest(manifest) => {
+            Ok(Manifest { descriptor: document.descriptor, bytes: document.bytes, manifest })
+        }
+        Content::Index(_) => {
+            Err(Error::invalid(format_args!("manifest {}", document.descriptor.digest()), "it is an index, no image"))
+        }
+    }
+}
+
+pub(crate) async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    blocking(work).await.map_err(|e| Error::io("a worker thread failed", e))?
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Source").field("reference", &self.reference).finish_non_exhaustive()
     }
 }

@@ -1,0 +1,337 @@
+//! HTTP as registries need it: clients built when first used, redirects that leave secrets behind, timeouts that watch
+//! for progress rather than for the end, and retries with growing pauses.
+
+mod body;
+mod retry;
+
+use std::{
+    error::Error as StdError,
+    io,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use reqwest::{
+    Client, Method, Response, StatusCode, Url,
+    header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, RETRY_AFTER},
+    redirect::Policy,
+};
+use rustls::{ClientConfig, RootCertStore, crypto::ring};
+
+pub(crate) use self::{body::Body, retry::Backoff};
+use crate::{
+    error::{Error, Result},
+    options::Options,
+    reference::is_loopback_host,
+};
+
+/// Connections kept for reuse to one host: more than a fetch scheduler has requests under way.
+const IDLE_CONNECTIONS: usize = 32;
+/// How long an unused connection is kept. Load balancers close theirs after 60 s and more.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+/// Most bytes of an error answer read for its message.
+const MAX_ERROR_BODY: u64 = 16 * 1024;
+/// Most characters of a registry's own words shown.
+const MAX_ERROR_TEXT: usize = 300;
+
+/// HTTP clients by what they need: plain or TLS, loopback (never through a proxy) or not.
+pub(crate) struct Http {
+    options: Options,
+    clients: [OnceLock<Client>; 4],
+}
+
+/// A request that can be sent again.
+pub(crate) struct Request<'a> {
+    pub(crate) method: Method,
+    pub(crate) url: Url,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Body,
+    /// Names the object in errors.
+    pub(crate) what: &'a str,
+    /// Longest silence of the server, when more than the stall timeout is due.
+    pub(crate) patience: Duration,
+}
+
+impl<'a> Request<'a> {
+    pub(crate) fn new(method: Method, url: Url, what: &'a str) -> Self {
+        Self { method, url, headers: HeaderMap::new(), body: Body::Empty, what, patience: Duration::ZERO }
+    }
+
+    pub(crate) fn get(url: Url, what: &'a str) -> Self {
+        Self::new(Method::GET, url, what)
+    }
+
+    pub(crate) fn header(mut self, name: reqwest::header::HeaderName, value: &str) -> Result<Self> {
+        let value = HeaderValue::from_str(value).map_err(|e| Error::invalid(self.what, e))?;
+        self.headers.insert(name, value);
+        Ok(self)
+    }
+
+    pub(crate) fn body(mut self, body: Body) -> Self {
+        self.body = body;
+        self
+    }
+}
+
+impl Http {
+    pub(crate) fn new(options: &Options) -> Arc<Self> {
+        Arc::new(Self { options: options.clone(), clients: Default::default() })
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.options
+    }
+
+    pub(crate) fn backoff(&self) -> Backoff {
+        Backoff::new(self.options.attempts)
+    }
+
+    /// Sends one request once; no redirects, no retries. `authorization` is added when given.
+    pub(crate) async fn send(&self, request: &Request<'_>, authorization: Option<&HeaderValue>) -> Result<Response> {
+        let client = self.client(&request.url)?;
+        let mut builder = client.request(request.method.clone(), request.url.clone()).headers(request.headers.clone());
+        if let Some(value) = authorization {
+            builder = builder.header(AUTHORIZATION, value.clone());
+        }
+        let progress = Arc::new(AtomicU64::new(0));
+        if let Some(len) = request.body.len() {
+            builder = builder.header(CONTENT_LENGTH, len).body(request.body.to_reqwest(&progress));
+        }
+        let shown = shown_url(&request.url);
+        let failed = |e: reqwest::Error| transport_error(request.what, &shown, e);
+        let mut answer = std::pin::pin!(builder.send());
+        let patience = self.options.stall_timeout.max(request.patience);
+        let mut moved = 0;
+        loop {
+            match tokio::time::timeout(patience, &mut answer).await {
+                Ok(answer) => return answer.map_err(failed),
+                Err(_) => {
+                    let now = progress.load(Ordering::Relaxed);
+                    if now == moved {
+                        return Err(stalled(request.what, &shown, patience));
+                    }
+                    moved = now;
+                }
+            }
+        }
+    }
+
+    /// The next piece of a body, within the stall timeout.
+    pub(crate) async fn chunk(&self, response: &mut Response, what: &str) -> Result<Option<Bytes>> {
+        let patience = self.options.stall_timeout;
+        match tokio::time::timeout(patience, response.chunk()).await {
+            Ok(chunk) => chunk.map_err(|e| transport_error(what, &shown_url(response.url()), e)),
+            Err(_) => Err(stalled(what, &shown_url(response.url()), patience)),
+        }
+    }
+
+    /// A whole body of at most `limit` bytes.
+    pub(crate) async fn read_all(&self, response: &mut Response, limit: u64, what: &str) -> Result<Vec<u8>> {
+        let too_large = || Error::TooLarge { what: what.to_owned(), limit };
+        if response.content_length().is_some_and(|len| len > limit) {
+            return Err(too_large());
+        }
+        let mut out = Vec::new();
+        while let Some(chunk) = self.chunk(response, what).await? {
+            if (out.len() + chunk.len()) as u64 > limit {
+                return Err(too_large());
+            }
+            out.extend_from_slice(&chunk);
+        }
+        Ok(out)
+    }
+
+    /// Turns an unwelcome answer into the error that it is, with the registry's own words.
+    pub(crate) async fn refusal(&self, mut response: Response, method: &Method, what: &str) -> Error {
+        let status = response.status();
+        let url = shown_url(response.url());
+        let retry_after = retry_after(response.headers());
+        let detail = match self.read_all(&mut response, MAX_ERROR_BODY, what).await {
+            Ok(body) => error_text(&body),
+            Err(_) => String::new(),
+        };
+        let what = what.to_owned();
+        match status {
+            StatusCode::NOT_FOUND => Error::NotFound { what: format!("{what} ({url})") },
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Denied {
+                what,
+                reason: format!("{url} answered {status}{detail}; check the login for this registry"),
+            },
+            _ => Error::Status { what, method: method.to_string(), url, status: status.as_u16(), detail, retry_after },
+        }
+    }
+
+    fn client(&self, url: &Url) -> Result<&Client> {
+        let tls = url.scheme() == "https";
+        let loopback = url.host_str().is_some_and(|h| is_loopback_host(h.trim_matches(['[', ']'])));
+        let slot = &self.clients[usize::from(tls) * 2 + usize::from(loopback)];
+        if let Some(client) = slot.get() {
+            return Ok(client);
+        }
+        let client = self.build(tls, loopback)?;
+        Ok(slot.get_or_init(|| client))
+    }
+
+    fn build(&self, tls: bool, loopback: bool) -> Result<Client> {
+        let mut builder = Client::builder()
+            .user_agent(concat!("lazo/", env!("CARGO_PKG_VERSION")))
+            .redirect(Policy::none())
+            .referer(false)
+            .connect_timeout(self.options.connect_timeout)
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS);
+        if loopback {
+            builder = builder.no_proxy();
+        }
+        // A plain connection may still go through an https:// proxy.
+        builder = if tls || (!loopback && proxy_needs_tls()) { self.with_tls(builder)? } else { without_tls(builder)? };
+        builder.build().map_err(|e| Error::invalid("HTTP client", chain(&e)))
+    }
+
+    /// The system's authorities (or those in SSL_CERT_FILE) and the extra ones; reads some hundred kilobytes of files.
+    fn with_tls(&self, builder: reqwest::ClientBuilder) -> Result<reqwest::ClientBuilder> {
+        // Fails only if a provider is installed, which then serves.
+        drop(ring::default_provider().install_default());
+        let mut extra = Vec::new();
+        for path in &self.options.extra_ca {
+            let what = format!("CA file {}", path.display());
+            let pem = std::fs::read(path).map_err(|e| Error::io(format_args!("cannot read {what}"), e))?;
+            let found = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| Error::invalid(&what, chain(&e)))?;
+            if found.is_empty() {
+                return Err(Error::invalid(what, "it holds no PEM certificate"));
+            }
+            extra.extend(found);
+        }
+        Ok(builder.tls_certs_merge(extra))
+    }
+}
+
+/// A client that will never speak TLS, and so need not load a single certificate.
+fn without_tls(builder: reqwest::ClientBuilder) -> Result<reqwest::ClientBuilder> {
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|e| Error::invalid("TLS", e))?
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth();
+    Ok(builder.tls_backend_preconfigured(config))
+}
+
+fn proxy_needs_tls() -> bool {
+    ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"]
+        .iter()
+        .any(|name| std::env::var(name).is_ok_and(|value| value.starts_with("https:")))
+}
+
+/// A URL without what may be secret: user information, query (signatures, upload state), fragment.
+pub(crate) fn shown_url(url: &Url) -> String {
+    let mut url = url.clone();
+    url.set_query(None);
+    url.set_fragment(None);
+    // Fails for URLs that cannot have user information.
+    let _ = url.set_username("");
+    let _ = url.set_password(None);
+    url.to_string()
+}
+
+/// Whether both URLs lead to the same server by the same protocol.
+pub(crate) fn same_origin(a: &Url, b: &Url) -> bool {
+    a.scheme() == b.scheme() && a.host() == b.host() && a.port_or_known_default() == b.port_or_known_default()
+}
+
+fn stalled(what: &str, url: &str, patience: Duration) -> Error {
+    let reason = format!("no byte moved for {patience:?}");
+    Error::transport(what, url, io::Error::new(io::ErrorKind::TimedOut, reason))
+}
+
+fn transport_error(what: &str, url: &str, error: reqwest::Error) -> Error {
+    let error = error.without_url();
+    if error.is_builder() {
+        return Error::invalid(what, chain(&error));
+    }
+    match tls_reason(&error) {
+        Some(reason) => Error::Untrusted { what: what.to_owned(), url: url.to_owned(), reason },
+        None => Error::transport(what, url, error),
+    }
+}
+
+/// What a TLS error means, where trying again is of no use.
+fn tls_reason(error: &(dyn StdError + 'static)) -> Option<String> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let inner: &(dyn StdError + 'static) = match inner {
+            Some(inner) => inner,
+            None => error,
+        };
+        match inner.downcast_ref::<rustls::Error>() {
+            Some(rustls::Error::InvalidCertificate(reason)) => {
+                return Some(format!("its certificate is not trusted ({reason}); add its authority as an extra CA"));
+            }
+            Some(rustls::Error::InvalidMessage(_)) => {
+                return Some("it does not speak TLS; ask for plain HTTP if that is meant".to_owned());
+            }
+            _ => next = inner.source(),
+        }
+    }
+    None
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+/// The wait in seconds that `Retry-After` asks for; its other form, a date, is rare and left to the usual pause.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// `: CODE: message` of a registry's JSON error, cleaned and bounded; empty when there is none.
+fn error_text(body: &[u8]) -> String {
+    let json: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    let error = &json["errors"][0];
+    let parts: Vec<&str> = ["code", "message"].iter().filter_map(|key| error[key].as_str()).collect();
+    if parts.is_empty() {
+        return String::new();
+    }
+    let clean = parts.join(": ").chars().filter(|c| !c.is_control()).take(MAX_ERROR_TEXT).collect::<String>();
+    format!(": {clean}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shows_no_secrets() {
+        let url = Url::parse("https://user:pw@cdn.example/b?X-Amz-Signature=abc#f").unwrap();
+        assert_eq!(shown_url(&url), "https://cdn.example/b");
+    }
+
+    #[test]
+    fn tells_origins_apart() {
+        let same = |a: &str, b: &str| same_origin(&Url::parse(a).unwrap(), &Url::parse(b).unwrap());
+        assert!(same("https://a/x", "https://a:443/y"));
+        assert!(!same("https://a/x", "http://a/x"));
+        assert!(!same("https://a/x", "https://a:444/x"));
+        assert!(!same("https://a/x", "https://b/x"));
+    }
+
+    #[test]
+    fn reads_a_registrys_words() {
+        let body = br#"{"errors":[{"code":"DENIED","message":"no\u0007 access"}]}"#;
+        assert_eq!(error_text(body), ": DENIED: no access");
+        assert_eq!(error_text(b"<html>"), "");
+        assert_eq!(error_text(b"{}"), "");
+    }
+}

@@ -1,0 +1,195 @@
+//! OCI image layouts, in a directory or in a tar: reading. Writing is in [`writer`].
+
+pub(crate) mod writer;
+
+use std::{
+    num::NonZeroUsize,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use lazo_format::Digest;
+use lru::LruCache;
+use oci_spec::image::{Descriptor, ImageIndex, MediaType, OciLayout};
+
+use crate::{
+    archive::Archive,
+    document::{Document, MAX_DOCUMENT, digest_of},
+    error::{Error, Result},
+    section::{Section, blocking},
+};
+
+/// Annotation that holds an image's tag.
+pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// Blobs of a layout kept open, so that range reads cost one system call: far below any limit on open files.
+const OPEN_BLOBS: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
+
+/// The files of a layout.
+pub(crate) enum Files {
+    Directory(PathBuf),
+    Archive(Archive),
+}
+
+impl Files {
+    /// Opens a file by its path within the layout; `None` when there is none. Blocking.
+    fn open(&self, name: &str) -> Result<Option<Section>> {
+        match self {
+            Self::Archive(archive) => archive.find(name),
+            Self::Directory(root) => match Section::open(&root.join(name)) {
+                Ok(section) => Ok(Some(section)),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+                Err(e) => Err(Error::io(format_args!("cannot open {}", root.join(name).display()), e)),
+            },
+        }
+    }
+
+    fn shown(&self) -> String {
+        match self {
+            Self::Directory(root) => format!("layout {}", root.display()),
+            Self::Archive(archive) => format!("archive {}", archive.path()),
+        }
+    }
+
+    /// A small document at the top; blocking.
+    pub(crate) fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let what = || format!("{name} of {}", self.shown());
+        let section = self.open(name)?.ok_or_else(|| Error::NotFound { what: what() })?;
+        if section.len() > MAX_DOCUMENT {
+            return Err(Error::TooLarge { what: what(), limit: MAX_DOCUMENT });
+        }
+        section.read_all().map_err(|e| Error::io(format_args!("cannot read {}", what()), e))
+    }
+}
+
+/// A layout to read.
+#[derive(Clone)]
+pub(crate) struct Layout(Arc<Inner>);
+
+struct Inner {
+    files: Files,
+    tag: Option<String>,
+    opened: Mutex<LruCache<Digest, Section>>,
+}
+
+impl Layout {
+    pub(crate) fn new(files: Files, tag: Option<String>) -> Self {
+        Self(Arc::new(Inner { files, tag, opened: Mutex::new(LruCache::new(OPEN_BLOBS)) }))
+    }
+
+    /// The document that the tag names, or the only one there is.
+    pub(crate) async fn root(&self) -> Result<Document> {
+        let inner = self.0.clone();
+        let found = blocking(move || inner.find_root()).await.map_err(|e| Error::io("cannot read layout", e))??;
+        match found {
+            Root::Entry(descriptor) => self.document(&descriptor).await,
+            Root::Whole(document) => Ok(document),
+        }
+    }
+
+    pub(crate) async fn document(&self, descriptor: &Descriptor) -> Result<Document> {
+        let section = self.section(&digest_of(descriptor)?, descriptor.size()).await?;
+        let what = format!("blob {} of {}", descriptor.digest(), self.0.files.shown());
+        if section.len() > MAX_DOCUMENT {
+            return Err(Error::TooLarge { what, limit: MAX_DOCUMENT });
+        }
+        let bytes = section.bytes().await.map_err(|e| Error::io(format_args!("cannot read {what}"), e))?;
+        Document { descriptor: descriptor.clone(), bytes: bytes.into() }.check(&what)
+    }
+
+    /// A blob's bytes, whose number is `size`.
+    pub(crate) async fn section(&self, digest: &Digest, size: u64) -> Result<Section> {
+        let known = self.0.opened.lock().unwrap_or_else(PoisonError::into_inner).get(digest).cloned();
+        let section = match known {
+            Some(section) => section,
+            None => {
+                let (inner, digest) = (self.0.clone(), *digest);
+                let opened = blocking(move || inner.files.open(&blob_path(&digest))).await;
+                let opened = opened.map_err(|e| Error::io("cannot open blob", e))??;
+                opened.ok_or_else(|| Error::NotFound { what: self.blob_name(&digest) })?
+            }
+        };
+        if section.len() != size {
+            return Err(Error::SizeMismatch { what: self.blob_name(digest), expected: size, actual: section.len() });
+        }
+        self.0.opened.lock().unwrap_or_else(PoisonError::into_inner).put(*digest, section.clone());
+        Ok(section)
+    }
+
+    pub(crate) fn blob_name(&self, digest: &Digest) -> String {
+        format!("blob {digest} of {}", self.0.files.shown())
+    }
+}
+
+enum Root {
+    /// An entry of `index.json`.
+    Entry(Box<Descriptor>),
+    /// `index.json` itself: one untagged entry a platform.
+    Whole(Document),
+}
+
+impl Inner {
+    fn find_root(&self) -> Result<Root> {
+        check_version(&self.files)?;
+        let bytes = self.files.read("index.json")?;
+        let index = parse_index(&bytes).map_err(|e| Error::invalid(self.what(), e))?;
+        let entries = index.manifests();
+        let tagged = |tag: &str| -> Vec<&Descriptor> { entries.iter().filter(|d| ref_name(d) == Some(tag)).collect() };
+        let found = match &self.tag {
+            Some(tag) => tagged(tag),
+            None => entries.iter().collect(),
+        };
+        match (found.as_slice(), &self.tag) {
+            ([only], _) => Ok(Root::Entry(Box::new((*only).clone()))),
+            ([], Some(tag)) => {
+                Err(Error::NotFound { what: format!("tag {tag} in {}; it has: {}", self.what(), tags(&index)) })
+            }
+            ([], None) => Err(Error::NotFound { what: format!("any image in {}", self.what()) }),
+            (several, None) if several.iter().all(|d| ref_name(d).is_none() && d.platform().is_some()) => {
+                Ok(Root::Whole(Document::new(MediaType::ImageIndex, bytes)))
+            }
+            (_, Some(tag)) => Err(Error::invalid(self.what(), format_args!("several images have the tag {tag}"))),
+            (_, None) => Err(Error::invalid(
+                self.what(),
+                format_args!("it holds several images; name one of the tags: {}", tags(&index)),
+            )),
+        }
+    }
+
+    fn what(&self) -> String {
+        self.files.shown()
+    }
+}
+
+/// Refuses what is no image layout of a version known here.
+pub(crate) fn check_version(files: &Files) -> Result<()> {
+    let what = files.shown();
+    let bytes = files.read("oci-layout").map_err(|e| match e {
+        Error::NotFound { what } => Error::NotFound { what: format!("{what}, so it is no OCI image layout") },
+        e => e,
+    })?;
+    let layout: OciLayout = serde_json::from_slice(&bytes).map_err(|e| Error::invalid(&what, e))?;
+    let version = layout.image_layout_version();
+    if version.split('.').next() == Some("1") {
+        return Ok(());
+    }
+    Err(Error::invalid(what, format_args!("image layout version {version:?} is not 1.x")))
+}
+
+/// `index.json`, in which umoci and others leave out what the format demands.
+pub(crate) fn parse_index(bytes: &[u8]) -> Result<ImageIndex, serde_json::Error> {
+    serde_json::from_slice(bytes)
+}
+
+pub(crate) fn ref_name(descriptor: &Descriptor) -> Option<&str> {
+    descriptor.annotations().as_ref()?.get(REF_NAME).map(String::as_str)
+}
+
+fn tags(index: &ImageIndex) -> String {
+    let names: Vec<&str> = index.manifests().iter().filter_map(ref_name).take(32).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+/// Where a layout keeps a blob.
+pub(crate) fn blob_path(digest: &Digest) -> String {
+    format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
+}

@@ -1,0 +1,224 @@
+//! Blobs from a registry: whole, going on where a broken connection ended, or a range.
+
+use std::{ops::Range, sync::Arc};
+
+use bytes::{Buf, Bytes};
+use futures_util::{
+    StreamExt,
+    stream::{self, BoxStream},
+};
+use lazo_format::Digest;
+use oci_spec::image::Descriptor;
+use reqwest::{
+    Method, Response, StatusCode, Url,
+    header::{CONTENT_RANGE, RANGE},
+};
+
+use super::{Call, Registry};
+use crate::{
+    document::digest_of,
+    error::{Error, Result},
+    http::{Backoff, Http, Request},
+};
+
+/// Bytes that a connection must bring before its breaking counts as a first failure again: a download over a bad line
+/// goes on, one that gets nowhere ends.
+const PROGRESS: u64 = 1 << 20;
+
+impl Registry {
+    /// A blob's bytes, unverified; fails here if the registry does not have it.
+    pub(crate) async fn blob(&self, descriptor: &Descriptor) -> Result<BoxStream<'static, Result<Bytes>>> {
+        let digest = digest_of(descriptor)?;
+        let (what, url) = (self.blob_name(&digest), self.blob_url(&digest)?);
+        let size = descriptor.size();
+        let backoff = self.0.http.backoff();
+        let mut download =
+            Download { registry: self.clone(), what, url, size, offset: 0, since: 0, open: None, backoff };
+        download.connect().await?;
+        Ok(stream::try_unfold(download, Download::next).boxed())
+    }
+
+    /// A response whose body holds `range`, after the bytes to be skipped.
+    pub(super) async fn open_range(
+        &self,
+        what: &str,
+        url: &Url,
+        size: u64,
+        range: Range<u64>,
+    ) -> Result<(Response, u64)> {
+        let whole = range == (0..size);
+        let mut call = Call::new(Method::GET, url.clone(), self.pull(), what);
+        if !whole {
+            call = call.header(RANGE, &format!("bytes={}-{}", range.start, range.end - 1))?;
+        }
+        let response = self.call(&call).await?;
+        match response.status() {
+            StatusCode::PARTIAL_CONTENT if !whole => {
+                check_content_range(&response, size, &range).map_err(|reason| Error::invalid(what, reason))?;
+                Ok((response, 0))
+            }
+            StatusCode::OK => {
+                if let Some(actual) = response.content_length().filter(|len| *len != size) {
+                    return Err(Error::SizeMismatch { what: what.to_owned(), expected: size, actual });
+                }
+                if range.start > 0 {
+                    tracing::debug!(what, "the server ignores ranges; reading from the start");
+                }
+                Ok((response, range.start))
+            }
+            StatusCode::RANGE_NOT_SATISFIABLE => Err(Error::invalid(
+                what,
+                format_args!(
+                    "the server has no bytes {}-{}: its blob is shorter than {size} bytes",
+                    range.start, range.end
+                ),
+            )),
+            _ => Err(self.0.http.refusal(response, &call.method, what).await),
+        }
+    }
+}
+
+/// Whether a 206 answers what was asked: `bytes START-END/SIZE`.
+fn check_content_range(response: &Response, size: u64, range: &Range<u64>) -> Result<(), String> {
+    let value = response.headers().get(CONTENT_RANGE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let parse = || {
+        let (span, total) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
+        let (first, last) = span.split_once('-')?;
+        let total = if total == "*" { size } else { total.parse().ok()? };
+        Some((first.parse::<u64>().ok()?, last.parse::<u64>().ok()?, total))
+    };
+    let (asked, expected) = (format!("{}-{}/{size}", range.start, range.end - 1), range.end - range.start);
+    if parse() != Some((range.start, range.end - 1, size)) {
+        return Err(format!("asked for bytes {asked}, but the server answered {value:?}"));
+    }
+    match response.content_length() {
+        Some(actual) if actual != expected => {
+            Err(format!("asked for bytes {asked}, but the server announced {actual} bytes"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A blob on its way.
+struct Download {
+    registry: Registry,
+    what: String,
+    url: Url,
+    size: u64,
+    /// Bytes handed out.
+    offset: u64,
+    /// Where the present connection began.
+    since: u64,
+    /// The body, and how many of its bytes were handed out before.
+    open: Option<(Response, u64)>,
+    backoff: Backoff,
+}
+
+impl Download {
+    async fn next(mut self) -> Result<Option<(Bytes, Self)>> {
+        loop {
+            if self.open.is_none() {
+                self.connect().await?;
+            }
+            let Some((response, skip)) = &mut self.open else { return Ok(None) };
+            match self.registry.0.http.chunk(response, &self.what).await {
+                Ok(None) => return Ok(None),
+                Ok(Some(mut chunk)) => {
+                    let skipped = usize::try_from(*skip).unwrap_or(usize::MAX).min(chunk.len());
+                    chunk.advance(skipped);
+                    *skip -= skipped as u64;
+                    self.offset += chunk.len() as u64;
+                    if !chunk.is_empty() {
+                        return Ok(Some((chunk, self)));
+                    }
+                }
+                Err(error) => {
+                    if self.offset - self.since >= PROGRESS {
+                        self.backoff.reset();
+                    }
+                    self.open = None;
+                    self.backoff.wait(error).await?;
+                }
+            }
+        }
+    }
+
+    /// Opens the body at `offset`, again after transient errors.
+    async fn connect(&mut self) -> Result<()> {
+        self.since = self.offset;
+        if self.offset >= self.size && self.size > 0 {
+            return Ok(());
+        }
+        loop {
+            match self.registry.open_range(&self.what, &self.url, self.size, self.offset..self.size).await {
+                Ok(open) => {
+                    self.open = Some(open);
+                    return Ok(());
+                }
+                Err(error) => self.backoff.wait(error).await?,
+            }
+        }
+    }
+}
+
+/// A layer that registries may not hold, from one of its own URLs; unverified, without a login.
+pub(crate) async fn foreign(
+    http: &Arc<Http>,
+    descriptor: &Descriptor,
+    digest: &Digest,
+) -> Result<BoxStream<'static, Result<Bytes>>> {
+    let what = format!("foreign layer {digest}");
+    let urls = descriptor.urls().as_deref().unwrap_or_default();
+    let mut last = Error::NotFound { what: format!("{what}: it names no URL to fetch it from") };
+    for url in urls.iter().take(MAX_URLS) {
+        let mut backoff = http.backoff();
+        last = loop {
+            match open_foreign(http, url, &what, descriptor.size()).await {
+                Ok(response) => {
+                    let http = http.clone();
+                    let body = stream::try_unfold((response, http, what), |(mut response, http, what)| async move {
+                        let chunk = http.chunk(&mut response, &what).await?;
+                        Ok(chunk.map(|chunk| (chunk, (response, http, what))))
+                    });
+                    return Ok(body.boxed());
+                }
+                Err(error) => {
+                    if let Err(error) = backoff.wait(error).await {
+                        break error;
+                    }
+                }
+            }
+        };
+    }
+    Err(last)
+}
+
+/// URLs tried for a foreign layer.
+const MAX_URLS: usize = 8;
+/// Redirects followed to it.
+const MAX_FOREIGN_REDIRECTS: usize = 5;
+
+async fn open_foreign(http: &Http, url: &str, what: &str, size: u64) -> Result<Response> {
+    let parse = |text: &str| Url::parse(text).map_err(|e| Error::invalid(what, format_args!("bad URL: {e}")));
+    let mut url = parse(url)?;
+    for _ in 0..=MAX_FOREIGN_REDIRECTS {
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(Error::invalid(what, format_args!("URL scheme {} is not supported", url.scheme())));
+        }
+        let response = http.send(&Request::get(url.clone(), what), None).await?;
+        if super::is_redirect(response.status()) {
+            let location = response.headers().get(reqwest::header::LOCATION).and_then(|v| v.to_str().ok());
+            let location = location.ok_or_else(|| Error::invalid(what, "redirected to nowhere"))?;
+            url = url.join(location).map_err(|e| Error::invalid(what, format_args!("bad redirect: {e}")))?;
+            continue;
+        }
+        if response.status() != StatusCode::OK {
+            return Err(http.refusal(response, &Method::GET, what).await);
+        }
+        if let Some(actual) = response.content_length().filter(|len| *len != size) {
+            return Err(Error::SizeMismatch { what: what.to_owned(), expected: size, actual });
+        }
+        return Ok(response);
+    }
+    Err(Error::invalid(what, format_args!("more than {MAX_FOREIGN_REDIRECTS} redirects")))
+}
