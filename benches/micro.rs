@@ -39,10 +39,9 @@ fn lookup(criterion: &mut Criterion) {
 }
 
 fn decode(criterion: &mut Criterion) {
-    let text = b"lazy chunk blob layer digest inode ".iter().copied().cycle();
-    let noisy =
-        text.enumerate().map(|(at, byte)| if at % 7 == 0 { byte ^ (at.wrapping_mul(at) >> 9) as u8 } else { byte });
-    let data: Vec<u8> = noisy.take(DEFAULT_CHUNK_SIZE as usize).collect();
+    let lines = (0..)
+        .flat_map(|number: u32| format!("{:x} lazy chunk {number}\n", number.wrapping_mul(2_654_435_761)).into_bytes());
+    let data: Vec<u8> = lines.take(DEFAULT_CHUNK_SIZE as usize).collect();
     let encoded = ChunkEncoder::new(3).expect("an encoder").encode(&data).expect("a chunk");
     let record = ChunkRecord {
         compressed_offset: 0,
