@@ -1,5 +1,6 @@
 //! Options that every subcommand takes, and what follows from them.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -24,22 +25,32 @@ pub(crate) struct Global {
     /// Where the records and logs of live mounts are kept
     #[arg(long, global = true, value_name = "DIR", env = "LAZO_RUN_DIR", default_value = "/run/lazo")]
     pub(crate) run_dir: PathBuf,
-    /// What to log to stderr: error, warn, info, debug, trace, or tracing directives
-    #[arg(long, global = true, value_name = "LEVEL", env = "LAZO_LOG", default_value = "warn")]
-    pub(crate) log_level: String,
+    /// What to log to stderr: error, warn, info, debug, trace, or tracing directives [default: warn, info in a mount's log]
+    #[arg(long, global = true, value_name = "LEVEL", env = "LAZO_LOG")]
+    pub(crate) log_level: Option<String>,
 }
 
 impl Global {
-    /// Sends log lines of the chosen level to stderr.
+    /// Sends log lines of the chosen level, or else of `default`, to stderr.
     ///
     /// # Errors
     /// When `--log-level` is not a level nor a list of tracing directives.
-    pub(crate) fn start_logging(&self) -> anyhow::Result<()> {
-        let filter = EnvFilter::builder()
-            .parse(&self.log_level)
-            .with_context(|| format!("--log-level {:?} is no level", self.log_level))?;
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    pub(crate) fn start_logging(&self, default: &str) -> anyhow::Result<()> {
+        let level = self.log_level.as_deref().unwrap_or(default);
+        let filter = EnvFilter::builder().parse(level).with_context(|| format!("--log-level {level:?} is no level"))?;
+        let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour).init();
         Ok(())
+    }
+
+    /// The same with absolute paths, for a process that leaves the working directory.
+    pub(crate) fn absolute(&self) -> std::io::Result<Self> {
+        let mut global = self.clone();
+        let paths = [&mut global.state_dir, &mut global.run_dir];
+        for path in paths.into_iter().chain(&mut global.ca).chain(&mut global.authfile) {
+            *path = std::path::absolute(&path)?;
+        }
+        Ok(global)
     }
 
     /// How to talk to registries.

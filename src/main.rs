@@ -2,8 +2,11 @@
 //!
 //! To add a subcommand: its module, a variant of [`Command`] and its arm in [`Command::run`].
 
+mod check;
 mod convert;
+mod demo;
 mod global;
+mod inspect;
 mod mount;
 mod output;
 mod umount;
@@ -29,21 +32,35 @@ enum Command {
     Convert(Box<convert::Args>),
     Mount(mount::Args),
     Umount(umount::Args),
+    Check(check::Args),
+    Inspect(inspect::Args),
+    Demo(demo::Args),
 }
 
 impl Command {
+    /// What is logged unless `--log-level` says otherwise.
+    fn log_level(&self) -> &'static str {
+        match self {
+            Self::Mount(args) => args.log_level(),
+            _ => "warn",
+        }
+    }
+
     fn run(self, global: &Global) -> anyhow::Result<()> {
         match self {
             Self::Convert(args) => args.run(global),
             Self::Mount(args) => args.run(global),
             Self::Umount(args) => args.run(global),
+            Self::Check(args) => args.run(global),
+            Self::Inspect(args) => args.run(global),
+            Self::Demo(args) => args.run(global),
         }
     }
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Err(error) = cli.global.start_logging() {
+    if let Err(error) = cli.global.start_logging(cli.command.log_level()) {
         return output::report(&error);
     }
     match cli.command.run(&cli.global) {

@@ -1,20 +1,190 @@
 //! `lazo mount`: show an image's tree at once, fetch what is read.
+//!
+//! The command starts itself once more, as the process that serves the mount, and waits until that says on a pipe, which is its
+//! standard output, that the mount can be used, or why not.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context as _, bail};
+use lazo_daemon::MountOptions;
+use lazo_registry::{ImageRef, Platform};
 
 use crate::global::Global;
+use crate::output;
+
+/// What the serving process says when the mount can be used.
+const READY: &str = "ready\n";
+
+/// Where the serving process finds the name of its log, which also tells it what it is.
+const LOG: &str = "LAZO_MOUNT_LOG";
+
+/// Longest log name made of a mount point; a file name may have 255 bytes.
+const MAX_LOG_NAME: usize = 200;
+
+/// Bytes of the log shown when the serving process ends without a word.
+const LOG_TAIL: usize = 2000;
 
 /// Mount a lazo image: its tree is there at once, its data comes as it is read
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The image: docker://HOST/REPO[:TAG|@DIGEST], HOST/REPO:TAG or oci:DIR[:TAG]
-    image: String,
+    image: ImageRef,
     /// An existing directory to mount it at
     dir: PathBuf,
+    /// How to serve it
+    #[arg(long, value_enum, default_value_t = Mode::Auto)]
+    mode: Mode,
+    /// What to fetch before it is read
+    #[arg(long, value_enum, default_value_t = Prefetch::Hints)]
+    prefetch: Prefetch,
+    /// Which of the image's platforms [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    platform: Option<Platform>,
+    /// Serve the mount from this process, with its log on stderr, until it is unmounted or interrupted
+    #[arg(long)]
+    foreground: bool,
+    /// Log file; makes this the serving process, with a parent that waits on its standard output
+    #[arg(long, hide = true, env = LOG)]
+    background_log: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Mode {
+    /// The best that this machine can do
+    Auto,
+    /// A FUSE mount of the whole tree
+    Fuse,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Prefetch {
+    /// Nothing
+    None,
+    /// What the image's prefetch list names
+    Hints,
 }
 
 impl Args {
-    pub(crate) fn run(self, _global: &Global) -> anyhow::Result<()> {
-        anyhow::bail!("cannot mount {} at {} yet", self.image, self.dir.display())
+    /// What is logged unless told otherwise: a log file that nobody sees has room for more.
+    pub(crate) fn log_level(&self) -> &'static str {
+        if self.foreground || self.background_log.is_some() { "info" } else { "warn" }
+    }
+
+    pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
+        // Both are served by FUSE so far.
+        let (Mode::Auto | Mode::Fuse) = self.mode;
+        match &self.background_log {
+            Some(log) => self.serve_in_background(global, log),
+            None if self.foreground => Ok(lazo_daemon::serve(&self.options(global)?, || Ok(()))?),
+            None => self.start(global),
+        }
+    }
+
+    /// Everything with absolute paths, as the serving process leaves the working directory.
+    fn options(&self, global: &Global) -> anyhow::Result<MountOptions> {
+        let global = global.absolute()?;
+        let mut image = self.image.clone();
+        if let ImageRef::OciLayout { path, .. }
+        | ImageRef::OciArchive { path, .. }
+        | ImageRef::DockerArchive { path, .. } = &mut image
+        {
+            *path = std::path::absolute(&path)?;
+        }
+        Ok(MountOptions {
+            image,
+            platform: self.platform.clone().unwrap_or_else(Platform::host),
+            mount_point: std::path::absolute(&self.dir)?,
+            registry: global.registry_options(),
+            state_dir: global.state_dir,
+            run_dir: global.run_dir,
+            prefetch: self.prefetch == Prefetch::Hints,
+            log: self.background_log.clone(),
+        })
+    }
+
+    fn serve_in_background(&self, global: &Global, log: &Path) -> anyhow::Result<()> {
+        let served = self.options(global).and_then(|options| {
+            rustix::process::setsid().context("cannot leave the session of the terminal")?;
+            std::env::set_current_dir("/")?;
+            Ok(lazo_daemon::serve(&options, || say_ready(log))?)
+        });
+        if let Err(error) = &served {
+            // Nobody hears this once the mount was ready, or when the parent has been interrupted; the log has it as well.
+            let _ = io::stdout().write_all(output::chain(error).as_bytes());
+        }
+        served
+    }
+
+    fn start(&self, global: &Global) -> anyhow::Result<()> {
+        let log = global.absolute()?.run_dir.join("logs").join(log_name(&std::path::absolute(&self.dir)?));
+        let failed = || format!("cannot write the log {}; choose another place with --run-dir", log.display());
+        let file = open_log(&log).with_context(failed)?;
+        let mut child = Command::new("/proc/self/exe")
+            .arg0("lazo")
+            .args(std::env::args_os().skip(1))
+            .env(LOG, &log)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(file)
+            .spawn()
+            .context("cannot start the process that is to serve the mount")?;
+        let mut said = String::new();
+        if let Some(mut pipe) = child.stdout.take() {
+            pipe.read_to_string(&mut said).context("cannot hear from the process that is to serve the mount")?;
+        }
+        match said.as_str() {
+            READY => Ok(()),
+            "" => bail!("{}", last_words(&mut child, &log)),
+            error => bail!("{error}"),
+        }
+    }
+}
+
+/// Tells the parent, and lets go of the pipe.
+fn say_ready(log: &Path) -> io::Result<()> {
+    let mut stdout = io::stdout();
+    stdout.write_all(READY.as_bytes())?;
+    stdout.flush()?;
+    rustix::stdio::dup2_stdout(OpenOptions::new().append(true).open(log)?)?;
+    Ok(())
+}
+
+/// Where a mount's log is: its mount point with hyphens.
+fn log_name(mount_point: &Path) -> OsString {
+    let name = mount_point.to_string_lossy().trim_matches('/').replace('/', "-");
+    let start = name.len().saturating_sub(MAX_LOG_NAME);
+    let start = (start..=name.len()).find(|&at| name.is_char_boundary(at)).unwrap_or(0);
+    format!("{}.log", &name[start..]).into()
+}
+
+fn open_log(path: &Path) -> io::Result<File> {
+    if let Some(dir) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+    }
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+fn last_words(child: &mut Child, log: &Path) -> String {
+    let status = child.wait().map_or_else(|e| e.to_string(), |s| s.to_string());
+    let text = std::fs::read(log).unwrap_or_default();
+    let tail = String::from_utf8_lossy(&text[text.len().saturating_sub(LOG_TAIL)..]).into_owned();
+    format!("the process that was to serve the mount ended ({status}); the end of its log {}:\n{tail}", log.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_names_are_file_names() {
+        assert_eq!(log_name(Path::new("/mnt/a b")), "mnt-a b.log");
+        let long = format!("/{}", "ä/".repeat(300));
+        assert!(log_name(Path::new(&long)).len() <= MAX_LOG_NAME + ".log".len());
     }
 }

@@ -12,7 +12,7 @@ pub(crate) struct Args {
 }
 
 impl Args {
-    pub(crate) fn run(self, _global: &Global) -> anyhow::Result<()> {
-        anyhow::bail!("cannot unmount {} yet", self.dir.display())
+    pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
+        Ok(lazo_daemon::umount(&self.dir, &global.run_dir)?)
     }
 }

@@ -96,9 +96,8 @@ impl Blob {
     /// Cuts a run of chunks into parts of at most `limit` stored bytes, or one chunk.
     pub(crate) fn split(&self, chunks: Range<u32>, limit: u64) -> Result<Vec<Range<u32>>, Arc<ReadError>> {
         let mut parts = Vec::new();
-        let Range { mut start, end } = chunks;
-        let mut begins = 0;
-        for number in start..end {
+        let (mut start, mut begins, end) = (chunks.start, 0, chunks.end);
+        for number in chunks {
             let stored = self.chunk(number)?.compressed_range();
             if number == start {
                 begins = stored.start;

@@ -15,7 +15,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// The registry, layout or archive, or what it holds.
     #[error(transparent)]
-    Registry(#[from] lazo_registry::Error),
+    Registry(Box<lazo_registry::Error>),
     /// An image, but not one that `lazo convert` made.
     #[error("{image} is not a lazo image ({reason}); make one of it with `lazo convert {image} DESTINATION`")]
     NotLazo {
@@ -58,6 +58,12 @@ pub enum Error {
         /// Cause.
         source: io::Error,
     },
+}
+
+impl From<lazo_registry::Error> for Error {
+    fn from(error: lazo_registry::Error) -> Self {
+        Self::Registry(Box::new(error))
+    }
 }
 
 impl Error {

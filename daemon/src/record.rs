@@ -1,0 +1,121 @@
+//! Who serves which mount: `RUN/mounts/MAJOR:MINOR-PID.json`, locked by its process as long as that lives.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::kernel::{self, Mounted};
+
+/// How long an ended mount's process may take to end. It has nothing left to do then, so that a machine must be very busy for
+/// it to take longer.
+const END: Duration = Duration::from_secs(10);
+
+/// What is known of a mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Content {
+    pub(crate) pid: u32,
+    pub(crate) image: String,
+    pub(crate) manifest: String,
+    pub(crate) mount_point: PathBuf,
+    pub(crate) log: Option<PathBuf>,
+}
+
+/// The record of a mount that this process serves. Goes with it.
+#[derive(Debug)]
+pub(crate) struct Record {
+    path: PathBuf,
+    _locked: File,
+}
+
+impl Record {
+    /// Writes the record of a mount.
+    pub(crate) fn write(run_dir: &Path, mounted: &Mounted, content: &Content) -> Result<Self> {
+        let dir = run_dir.join("mounts");
+        let path = dir.join(format!("{}-{}.json", mounted.device, content.pid));
+        let write = || {
+            fs::create_dir_all(&dir)?;
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&path)?;
+            flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+            file.write_all(&serde_json::to_vec_pretty(content)?)?;
+            Ok(file)
+        };
+        let file = write().map_err(Error::io::<io::Error>(format!("write {}", path.display())))?;
+        Ok(Self { path, _locked: file })
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        // If it stays, it is not locked, and so means nothing.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Another process that serves a mount.
+struct Server {
+    content: Content,
+    file: File,
+}
+
+impl Server {
+    /// The living process that serves a mount, if `run_dir` knows one.
+    fn find(run_dir: &Path, mounted: &Mounted) -> Option<Self> {
+        let prefix = format!("{}-", mounted.device);
+        for entry in fs::read_dir(run_dir.join("mounts")).ok()?.flatten() {
+            if !entry.file_name().to_string_lossy().starts_with(&prefix) {
+                continue;
+            }
+            let Ok(mut file) = File::open(entry.path()) else { continue };
+            if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+                // Nobody holds it any more.
+                continue;
+            }
+            let mut text = String::new();
+            // One that is just being written does not parse: its mount is not ready yet.
+            if file.read_to_string(&mut text).is_ok()
+                && let Ok(content) = serde_json::from_str(&text)
+            {
+                return Some(Self { content, file });
+            }
+        }
+        None
+    }
+
+    /// Waits until the process has ended: its lock goes with it. False if that takes longer than [`END`].
+    fn wait(self) -> bool {
+        let (ended, end) = mpsc::channel();
+        let file = self.file;
+        std::thread::spawn(move || {
+            if flock(&file, FlockOperation::LockShared).is_ok() {
+                // Nobody listens when it took too long.
+                let _ = ended.send(());
+            }
+        });
+        end.recv_timeout(END).is_ok()
+    }
+}
+
+/// Unmounts the lazo image at `path` and waits until the process that serves it has ended.
+///
+/// # Errors
+/// [`Error::NotMounted`], [`Error::Busy`], [`Error::StillServing`].
+pub fn umount(path: &Path, run_dir: &Path) -> Result<()> {
+    let path = kernel::resolve(path)?;
+    let Some(mounted) = kernel::find(&path)? else {
+        return Err(Error::NotMounted { path });
+    };
+    let server = Server::find(run_dir, &mounted);
+    kernel::unmount(&path, false)?;
+    let Some(server) = server else {
+        tracing::info!(run_dir = %run_dir.display(), "no process is known to serve the mount; it may have been killed");
+        return Ok(());
+    };
+    let (pid, log) = (server.content.pid, server.content.log.clone().unwrap_or_default());
+    if server.wait() { Ok(()) } else { Err(Error::StillServing { path, pid, seconds: END.as_secs(), log }) }
+}

@@ -1,0 +1,218 @@
+//! One mount from the image to the unmount.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{Config, Session, SessionACL};
+use lazo_registry::{ImageRef, Options, Platform, Source};
+use lazo_storage::{LazoImage, Reader};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::oneshot;
+
+use crate::error::{Error, Result};
+use crate::fs::FileSystem;
+use crate::fuse::Fuse;
+use crate::kernel;
+use crate::record::{Content, Record};
+
+/// Threads that take requests from the kernel. Misses do not occupy one, so that this only is for metadata and cached reads
+/// of several processes.
+const FUSE_THREADS: usize = 4;
+
+/// Threads for tasks: the network, and replies that waited for it.
+const TASK_THREADS: usize = 2;
+
+/// Threads for what blocks: looking up names of hosts, searching a path for the log.
+const BLOCKING_THREADS: usize = 4;
+
+/// How long tasks may take to notice that the mount has ended.
+const STOP: Duration = Duration::from_millis(100);
+
+/// What to mount, where.
+#[derive(Debug, Clone)]
+pub struct MountOptions {
+    /// The image.
+    pub image: ImageRef,
+    /// Which of its platforms, if it has several.
+    pub platform: Platform,
+    /// An existing directory.
+    pub mount_point: PathBuf,
+    /// Where images and chunks are kept.
+    pub state_dir: PathBuf,
+    /// Where the record of the mount is kept.
+    pub run_dir: PathBuf,
+    /// How to reach registries.
+    pub registry: Options,
+    /// Whether to fetch the image's prefetch list in the background.
+    pub prefetch: bool,
+    /// Where this process writes its log, for messages.
+    pub log: Option<PathBuf>,
+}
+
+/// Mounts an image and serves it until it is unmounted or the process is told to end (SIGTERM, SIGINT, SIGHUP). Calls `ready`
+/// when the mount can be used; if that fails, the mount is taken back.
+///
+/// # Errors
+/// When the image cannot be opened or mounted, or the session with the kernel breaks.
+pub fn serve(options: &MountOptions, ready: impl FnOnce() -> io::Result<()>) -> Result<()> {
+    let mount_point = kernel::check_mount_point(&options.mount_point)?;
+    let runtime = runtime().map_err(Error::io::<io::Error>("start threads"))?;
+    let result = run(options, &mount_point, &runtime, ready);
+    runtime.shutdown_timeout(STOP);
+    result
+}
+
+fn run(
+    options: &MountOptions,
+    mount_point: &Path,
+    runtime: &Runtime,
+    ready: impl FnOnce() -> io::Result<()>,
+) -> Result<()> {
+    let signals = runtime.block_on(async { Signals::new() }).map_err(Error::io::<io::Error>("watch for signals"))?;
+    let (image, source) = runtime.block_on(open(options))?;
+    let index = Arc::clone(image.index());
+    let reader = Arc::new(Reader::new(index, Arc::new(source), &options.state_dir, runtime.handle().clone()));
+    let (name, manifest) = (image.name().to_owned(), image.manifest_digest().to_string());
+    let fs = Arc::new(FileSystem::new(image, Arc::clone(&reader)));
+
+    let device = kernel::mount(&name, mount_point)?;
+    let mut mount = Mount { path: mount_point, mounted: true };
+    let fuse = Fuse::new(fs, runtime.handle().clone());
+    let session = Session::from_fd(fuse, device, SessionACL::All, config());
+    let ended = start(session.map_err(Error::io::<io::Error>("begin the session with the kernel"))?)?;
+
+    let Some(mounted) = kernel::find(mount_point)? else {
+        return Err(Error::NotMounted { path: mount_point.to_owned() });
+    };
+    kernel::raise_read_ahead(&mounted);
+    let probe = fs::read_dir(mount_point).and_then(|mut d| d.next().transpose());
+    probe.map_err(Error::io::<io::Error>(format!("list {}", mount_point.display())))?;
+    let content = Content {
+        pid: std::process::id(),
+        image: name.clone(),
+        manifest: manifest.clone(),
+        mount_point: mount_point.to_owned(),
+        log: options.log.clone(),
+    };
+    let record = Record::write(&options.run_dir, &mounted, &content)?;
+    tracing::info!(image = name, manifest, mount_point = %mount_point.display(), "mounted");
+    ready().map_err(Error::io::<io::Error>("tell that the mount is ready"))?;
+    if options.prefetch {
+        reader.start_prefetch();
+    }
+    let result = runtime.block_on(wait(&mut mount, ended, signals));
+    tracing::info!(image = name, stats = ?reader.stats(), "unmounted");
+    drop(record);
+    result
+}
+
+fn runtime() -> io::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(TASK_THREADS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_name("lazo-task")
+        .enable_all()
+        .build()
+}
+
+async fn open(options: &MountOptions) -> Result<(LazoImage, Source)> {
+    let source = Source::open(&options.image, &options.registry).await?;
+    let image = LazoImage::open(&source, &options.state_dir, &options.platform).await?;
+    Ok((image, source))
+}
+
+fn config() -> Config {
+    let mut config = Config::default();
+    config.acl = SessionACL::All;
+    config.n_threads = Some(FUSE_THREADS);
+    // All threads read the one file: a second process can take the session over by this file alone.
+    config.clone_fd = false;
+    config
+}
+
+/// Runs the session on its threads; what is returned hears of its end.
+fn start(session: Session<Fuse>) -> Result<oneshot::Receiver<io::Result<()>>> {
+    let (tell, ended) = oneshot::channel();
+    let run = move || {
+        // Nobody listens when the process ends anyway.
+        let _ = tell.send(session.run());
+    };
+    let thread = std::thread::Builder::new().name("lazo-session".into()).spawn(run);
+    thread.map_err(Error::io::<io::Error>("start a thread"))?;
+    Ok(ended)
+}
+
+/// Waits for the end of the session. A signal unmounts; if the mount is in use, it leaves the tree at once and is served to
+/// its last user, and a second signal ends that too.
+async fn wait(mount: &mut Mount<'_>, mut ended: oneshot::Receiver<io::Result<()>>, mut signals: Signals) -> Result<()> {
+    loop {
+        tokio::select! {
+            result = &mut ended => {
+                mount.mounted = false;
+                let result = result.unwrap_or_else(|_| Err(io::Error::other("a thread of the session panicked")));
+                return result.map_err(Error::io("serve the mount"));
+            }
+            () = signals.next() => {
+                if !mount.mounted {
+                    tracing::warn!("told to end twice: files that are still open will fail");
+                    return Ok(());
+                }
+                mount.end();
+            }
+        }
+    }
+}
+
+/// A mount that is taken back when it is dropped.
+struct Mount<'a> {
+    path: &'a Path,
+    mounted: bool,
+}
+
+impl Mount<'_> {
+    fn end(&mut self) {
+        self.mounted = false;
+        let result = match kernel::unmount(self.path, false) {
+            Err(Error::Busy { .. }) => {
+                tracing::warn!(path = %self.path.display(), "the mount is in use; it is served until the last file is closed");
+                kernel::unmount(self.path, true)
+            }
+            result => result,
+        };
+        if let Err(error) = result {
+            tracing::error!(error = &error as &dyn std::error::Error, "cannot unmount");
+        }
+    }
+}
+
+impl Drop for Mount<'_> {
+    fn drop(&mut self) {
+        if self.mounted {
+            self.end();
+        }
+    }
+}
+
+/// The signals that end a mount.
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+        let [terminate, interrupt, hangup] = kinds.map(signal);
+        Ok(Self([terminate?, interrupt?, hangup?]))
+    }
+
+    async fn next(&mut self) {
+        let [terminate, interrupt, hangup] = &mut self.0;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
