@@ -126,7 +126,8 @@ def hostile(root: Path):
     packed("wrong-diffid", contents, diff_id=sha256(b"something else"))
     case("wrong-size", compressed, diff_id=sha256(contents), size=len(compressed) + 1)
     case("wrong-digest", compressed, diff_id=sha256(contents), digest=sha256(b"not this"))
-    layout_put_as(layout, b"not that", sha256(b"not this"))
+    same_but_time = compressed[:4] + b"\1" + compressed[5:]
+    (layout.blobs / sha256(b"not this").removeprefix("sha256:")).write_bytes(same_but_time)
     case("missing-blob", compressed, diff_id=sha256(contents), digest=sha256(b"nowhere"))
     packed("bad-checksum", raw(lambda tar: tar.header(b"fine/bad", b"0", bad_checksum=True)))
     packed("climbing", entries(entry(b"fine/../../etc/passwd", data=b"x")), "fine/../../etc/passwd")
@@ -151,14 +152,10 @@ def hostile(root: Path):
     packed("sparse-backwards", raw(lambda tar: tar.sparse_gnu(b"fine/sparse", 10_000, [(8192, b"x" * 512), (0, b"y" * 512)])),
            "fine/sparse")
     packed("sparse-beyond", raw(lambda tar: tar.sparse_pax(b"fine/sparse", 1000, [(4096, b"x" * 512)])), "fine/sparse")
-    packed("root-not-directory", entries(entry(b"./", b"0", data=b"x")))
+    packed("root-not-directory", entries(entry(b".", b"0", data=b"x")))
     packed("root-removed", entries(entry(b".wh..")))
     layout.finish()
     (root / "cases.json").write_text(json.dumps(cases, indent=1))
-
-
-def layout_put_as(layout: Layout, data: bytes, digest: str):
-    (layout.blobs / digest.removeprefix("sha256:")).write_bytes(data)
 
 
 def sha256(data: bytes) -> str:
