@@ -244,6 +244,11 @@ impl<B: AsRef<[u8]>> Index<B> {
         &self.header
     }
 
+    /// Size of the index in bytes.
+    pub fn size(&self) -> u64 {
+        self.counts.length()
+    }
+
     /// Number of blobs.
     pub fn blob_count(&self) -> usize {
         self.counts.blobs as usize
