@@ -262,20 +262,20 @@ fn transport_error(what: &str, url: &str, error: reqwest::Error) -> Error {
 fn tls_reason(error: &(dyn StdError + 'static)) -> Option<String> {
     let mut next = Some(error);
     while let Some(error) = next {
-        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        let inner: &(dyn StdError + 'static) = match inner {
-            Some(inner) => inner,
-            None => error,
-        };
-        match inner.downcast_ref::<rustls::Error>() {
+        match error.downcast_ref::<rustls::Error>() {
             Some(rustls::Error::InvalidCertificate(reason)) => {
                 return Some(format!("its certificate is not trusted ({reason}); add its authority as an extra CA"));
             }
             Some(rustls::Error::InvalidMessage(_)) => {
                 return Some("it does not speak TLS; ask for plain HTTP if that is meant".to_owned());
             }
-            _ => next = inner.source(),
+            _ => {}
         }
+        // An I/O error hides the error it was made of from source().
+        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
     }
     None
 }

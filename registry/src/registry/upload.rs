@@ -99,12 +99,13 @@ impl Registry {
             return Ok(Outcome::Existed);
         }
         let what = self.blob_name(digest);
+        // Counts uploads from the start; the parts of one have their own count, which progress resets.
         let mut backoff = self.0.http.backoff();
         let mut from = mount_from;
         loop {
             let attempt = match self.begin(&what, digest, from.take()).await {
                 Ok(Begun::Mounted) => return Ok(Outcome::Mounted),
-                Ok(Begun::At(url)) => self.transfer(&what, url, digest, content, &mut backoff).await,
+                Ok(Begun::At(url)) => self.transfer(&what, url, digest, content).await,
                 Err(error) => Err(error),
             };
             match attempt {
@@ -139,53 +140,62 @@ impl Registry {
         Ok(Begun::At(self.location(&response, what)?))
     }
 
-    async fn transfer(
-        &self,
-        what: &str,
-        url: Url,
-        digest: &Digest,
-        content: &Content,
-        backoff: &mut Backoff,
-    ) -> Result<()> {
+    async fn transfer(&self, what: &str, url: Url, digest: &Digest, content: &Content) -> Result<()> {
         if content.len() <= MONOLITHIC.min(self.0.http.options().upload_chunk) {
             return self.finish(what, url, digest, content.all()).await;
         }
-        let url = self.send_parts(what, url, content, backoff).await?;
+        let url = self.send_parts(what, url, content).await?;
         self.finish(what, url, digest, Body::Bytes(Bytes::new())).await
     }
 
-    /// Sends the blob part by part, going on from where the registry says it is after a failure.
-    async fn send_parts(&self, what: &str, mut url: Url, content: &Content, backoff: &mut Backoff) -> Result<Url> {
+    /// Sends the blob part by part, going on from where the registry says it is after a failure. A registry that has
+    /// dropped the session is a transient error: the whole upload may be tried again.
+    async fn send_parts(&self, what: &str, mut url: Url, content: &Content) -> Result<Url> {
         let size = content.len();
         let part = self.0.http.options().upload_chunk.max(1);
+        let mut backoff = self.0.http.backoff();
         let mut offset = 0;
         while offset < size {
             let end = size.min(offset + part);
             let body = content.part(offset, end).ok_or_else(|| Error::invalid(what, "the file has become shorter"))?;
             let (next, stored) = match self.send_part(what, url.clone(), offset, end, body).await {
                 Ok(answer) => answer,
-                Err(error) => {
-                    // 416: the registry has another idea of what it holds.
-                    if !matches!(error, Error::Status { status: 416, .. }) {
-                        backoff.wait(error).await?;
-                    }
-                    self.upload_status(what, url).await?
-                }
+                Err(error) => self.recover(what, url, error, &mut backoff).await?,
             };
-            url = next;
             if stored > size {
                 return Err(Error::SizeMismatch { what: what.to_owned(), expected: size, actual: stored });
             }
             if stored > offset {
                 backoff.reset();
             } else {
-                let reason = format!("upload got nowhere: the registry holds {stored} of {size} bytes");
-                let stuck = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, reason);
-                backoff.wait(Error::transport(what, &self.0.base, stuck)).await?;
+                let reason = format!("the registry holds {stored} of {size} bytes, and no more");
+                backoff.wait(self.broken_off(what, reason)).await?;
             }
-            offset = stored;
+            (url, offset) = (next, stored);
         }
         Ok(url)
+    }
+
+    /// After a failed part: where the upload stands now.
+    async fn recover(&self, what: &str, url: Url, error: Error, backoff: &mut Backoff) -> Result<(Url, u64)> {
+        let disagrees = matches!(error, Error::Status { status: 416, .. });
+        if !disagrees && !error.is_transient() {
+            return Err(error);
+        }
+        let reason = crate::http::chain(&error);
+        if !disagrees {
+            backoff.wait(error).await?;
+        }
+        self.upload_status(what, url).await.map_err(|lost| match lost {
+            Error::NotFound { .. } | Error::Status { status: 416, .. } => {
+                self.broken_off(what, format!("the registry dropped the upload after: {reason}"))
+            }
+            other => other,
+        })
+    }
+
+    fn broken_off(&self, what: &str, reason: String) -> Error {
+        Error::transport(what, &self.0.base, std::io::Error::other(reason))
     }
 
     /// One PATCH; where to go on, and how many bytes the registry holds now.
