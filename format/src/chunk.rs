@@ -189,3 +189,6 @@ pub fn verify(record: &ChunkRecord, decoded: &[u8]) -> Result<(), ChunkError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;
