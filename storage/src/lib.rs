@@ -33,6 +33,8 @@ mod pool;
 mod readahead;
 mod reader;
 mod source;
+#[cfg(test)]
+mod tests;
 mod walk;
 
 pub use error::{Error, ReadError, Result, SourceError};

@@ -63,6 +63,10 @@ impl Streams {
             return None;
         };
         stream.used = self.clock;
+        if range.end <= stream.next {
+            // Several who want the same, or a piece out of order: no step ahead.
+            return None;
+        }
         stream.read += range.end.saturating_sub(stream.next);
         stream.next = stream.next.max(range.end);
         let window = stream.read.min(MAX_WINDOW);
@@ -119,6 +123,14 @@ mod tests {
         }
         assert_eq!(fetched, SIZE, "the end is reached");
         assert!(requests < SIZE / (MAX_WINDOW / 2) + 16, "{requests} plans are too many");
+    }
+
+    #[test]
+    fn the_same_place_again_is_no_sequence() {
+        let mut streams = Streams::new(SIZE);
+        for _ in 0..5 {
+            assert_eq!(streams.read(&(MIB..MIB + 100_000)), None);
+        }
     }
 
     #[test]
