@@ -88,7 +88,7 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// The writer's tree of what is reachable, the count of its nodes and bytes, and whether it has xattrs and ACLs.
+    /// The writer's tree of what is reachable, the count of its names and bytes, and whether it has xattrs and ACLs.
     fn tree(&mut self, merge: Merge, root: NodeRef) -> (Tree, u64, u64, bool, bool) {
         let order = merge.reachable(root);
         let numbers: HashMap<NodeRef, NodeId> = order.iter().copied().zip((0u32..).map(NodeId)).collect();
@@ -104,7 +104,12 @@ impl Builder<'_> {
             }
             nodes.push(Node { meta: node.meta, kind: self.kind(node.kind, &numbers) });
         }
-        let entries = nodes.len() as u64;
+        // Names rather than nodes: a hard link is an entry of its own. The root has no name.
+        let names = nodes.iter().map(|node| match &node.kind {
+            NodeKind::Directory(children) => children.len() as u64,
+            _ => 0,
+        });
+        let entries = 1 + names.sum::<u64>();
         let mut devices: Vec<_> = self.devices.iter().map(|(layer, device)| (device, &self.blobs[*layer])).collect();
         devices.sort_by_key(|(device, _)| **device);
         let devices =

@@ -215,22 +215,27 @@ fn header(metadata: &fs::Metadata) -> tar::Header {
 
 /// The application's own files, and the mount points that a container would have.
 fn append_script<W: Write>(archive: &mut tar::Builder<W>, script: &str) -> Result<u64> {
-    let directories = ["app", "dev", "proc", "sys", "tmp"];
-    let mut header = tar::Header::new_gnu();
-    header.set_mtime(WRITTEN);
-    header.set_uid(0);
-    header.set_gid(0);
-    for name in directories {
-        header.set_entry_type(tar::EntryType::Directory);
-        header.set_mode(if name == "tmp" { 0o1777 } else { 0o755 });
-        header.set_size(0);
-        archive.append_data(&mut header, name, io::empty())?;
+    // What a directory holds follows it at once: `tar` sets its time of modification when it comes to another.
+    let entries: [(&str, u32, Option<&str>); 6] = [
+        ("app", 0o755, None),
+        (SCRIPT.trim_start_matches('/'), 0o755, Some(script)),
+        ("dev", 0o755, None),
+        ("proc", 0o755, None),
+        ("sys", 0o755, None),
+        ("tmp", 0o1777, None),
+    ];
+    for (path, mode, contents) in entries {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(contents.map_or(tar::EntryType::Directory, |_| tar::EntryType::Regular));
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(WRITTEN);
+        let contents = contents.unwrap_or_default();
+        header.set_size(contents.len() as u64);
+        archive.append_data(&mut header, path, contents.as_bytes())?;
     }
-    header.set_entry_type(tar::EntryType::Regular);
-    header.set_mode(0o755);
-    header.set_size(script.len() as u64);
-    archive.append_data(&mut header, SCRIPT.trim_start_matches('/'), script.as_bytes())?;
-    Ok(directories.len() as u64 + 1)
+    Ok(entries.len() as u64)
 }
 
 fn write_documents(layout: &Path, program: &Program, layers: &[Layer]) -> Result<()> {
