@@ -163,7 +163,7 @@ fn credentials_of_dockers_config() {
     let image = registry.image("private:lazo");
     let error = scratch.lazo_err(["convert", &corpus.image("app-one"), &image]);
     assert!(error.contains(&registry.host), "{error}");
-    assert!(error.contains("401") || error.to_lowercase().contains("credential"), "{error}");
+    assert!(error.contains("login"), "{error}");
 
     let config = |user: &str| {
         let auth = base64::engine::general_purpose::STANDARD.encode(user);
