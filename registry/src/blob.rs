@@ -70,7 +70,7 @@ impl BlobStream {
         }
         let actual = hasher.finish();
         let expected = self.expected;
-        (actual != expected).then(|| Err(Error::DigestMismatch { what: self.what.clone(), expected, actual }))
+        (actual != expected).then(|| Err(Error::digest(&self.what, expected, actual)))
     }
 
     fn wrong_size(&self) -> Error {

@@ -176,7 +176,7 @@ impl Destination {
                 if let Some(expected) = reference.digest
                     && expected != digest
                 {
-                    return Err(Error::DigestMismatch { what: self.reference.to_string(), expected, actual: digest });
+                    return Err(Error::digest(&self.reference, expected, digest));
                 }
                 if reference.digest.is_none() || reference.tag.is_some() {
                     let tag = reference.tag.as_deref().unwrap_or("latest");

@@ -30,9 +30,9 @@ pub struct Document {
 #[derive(Debug, Clone)]
 pub enum Content {
     /// A manifest of one image.
-    Manifest(ImageManifest),
+    Manifest(Box<ImageManifest>),
     /// An index or manifest list.
-    Index(ImageIndex),
+    Index(Box<ImageIndex>),
 }
 
 /// A manifest of one image, parsed.
@@ -156,7 +156,7 @@ pub(crate) fn check_digest(what: &str, expected: &Digest, bytes: &[u8]) -> Resul
     hasher.update(bytes);
     let actual = hasher.finish();
     if actual != *expected {
-        return Err(Error::DigestMismatch { what: what.to_owned(), expected: *expected, actual });
+        return Err(Error::digest(what, *expected, actual));
     }
     Ok(())
 }

@@ -27,9 +27,9 @@ pub enum Error {
         /// The object and where it came from.
         what: String,
         /// Digest asked for.
-        expected: Digest,
+        expected: Box<Digest>,
         /// Digest of the bytes received.
-        actual: Digest,
+        actual: Box<Digest>,
     },
     /// Content longer or shorter than its descriptor says.
     #[error("{what}: size mismatch: expected {expected} bytes, got {actual}")]
@@ -64,14 +64,12 @@ pub enum Error {
         reason: String,
     },
     /// An answer that is neither success nor one of the cases above.
-    #[error("{what}: {method} {url} answered {status}{detail}")]
+    #[error("{what}: {request} answered {status}{detail}")]
     Status {
         /// The object asked for.
         what: String,
-        /// HTTP method.
-        method: String,
-        /// URL without query.
-        url: String,
+        /// HTTP method and URL, without query.
+        request: String,
         /// HTTP status code.
         status: u16,
         /// The registry's own words, with a leading ": ", or empty.
@@ -138,6 +136,10 @@ pub enum Error {
 impl Error {
     pub(crate) fn io(what: impl fmt::Display, source: io::Error) -> Self {
         Self::Io { what: what.to_string(), source }
+    }
+
+    pub(crate) fn digest(what: impl fmt::Display, expected: Digest, actual: Digest) -> Self {
+        Self::DigestMismatch { what: what.to_string(), expected: Box::new(expected), actual: Box::new(actual) }
     }
 
     pub(crate) fn invalid(what: impl fmt::Display, reason: impl fmt::Display) -> Self {

@@ -161,7 +161,9 @@ impl Http {
                 what,
                 reason: format!("{url} answered {status}{detail}; check the login for this registry"),
             },
-            _ => Error::Status { what, method: method.to_string(), url, status: status.as_u16(), detail, retry_after },
+            _ => {
+                Error::Status { what, request: format!("{method} {url}"), status: status.as_u16(), detail, retry_after }
+            }
         }
     }
 

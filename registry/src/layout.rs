@@ -82,7 +82,7 @@ impl Layout {
         let found = blocking(move || inner.find_root()).await.map_err(|e| Error::io("cannot read layout", e))??;
         match found {
             Root::Entry(descriptor) => self.document(&descriptor).await,
-            Root::Whole(document) => Ok(document),
+            Root::Whole(document) => Ok(*document),
         }
     }
 
@@ -124,7 +124,7 @@ enum Root {
     /// An entry of `index.json`.
     Entry(Box<Descriptor>),
     /// `index.json` itself: one untagged entry a platform.
-    Whole(Document),
+    Whole(Box<Document>),
 }
 
 impl Inner {
@@ -145,7 +145,7 @@ impl Inner {
             }
             ([], None) => Err(Error::NotFound { what: format!("any image in {}", self.what()) }),
             (several, None) if several.iter().all(|d| ref_name(d).is_none() && d.platform().is_some()) => {
-                Ok(Root::Whole(Document::new(MediaType::ImageIndex, bytes)))
+                Ok(Root::Whole(Box::new(Document::new(MediaType::ImageIndex, bytes))))
             }
             (_, Some(tag)) => Err(Error::invalid(self.what(), format_args!("several images have the tag {tag}"))),
             (_, None) => Err(Error::invalid(

@@ -34,7 +34,7 @@ pub struct Source {
 enum Kind {
     Registry(Registry),
     Layout(Layout),
-    DockerArchive(DockerArchive),
+    DockerArchive(Box<DockerArchive>),
 }
 
 impl Source {
@@ -53,7 +53,8 @@ impl Source {
                 Kind::Layout(Layout::new(Files::Archive(archive), tag))
             }
             ImageRef::DockerArchive { path, reference } => {
-                Kind::DockerArchive(on_thread(move || DockerArchive::open(&path, reference.as_deref())).await?)
+                let archive = on_thread(move || DockerArchive::open(&path, reference.as_deref())).await?;
+                Kind::DockerArchive(Box::new(archive))
             }
         };
         Ok(Self { reference: reference.clone(), http, kind })
@@ -237,7 +238,7 @@ impl Source {
 fn manifest(document: Document) -> Result<Manifest> {
     match document.content()? {
         Content::Manifest(manifest) => {
-            Ok(Manifest { descriptor: document.descriptor, bytes: document.bytes, manifest })
+            Ok(Manifest { descriptor: document.descriptor, bytes: document.bytes, manifest: *manifest })
         }
         Content::Index(_) => {
             Err(Error::invalid(format_args!("manifest {}", document.descriptor.digest()), "it is an index, no image"))

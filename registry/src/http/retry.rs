@@ -81,8 +81,7 @@ mod tests {
     fn gives_up() {
         let busy = |retry_after| Error::Status {
             what: "x".into(),
-            method: "GET".into(),
-            url: "u".into(),
+            request: "GET u".into(),
             status: 429,
             detail: String::new(),
             retry_after,

@@ -9,6 +9,7 @@ use std::{
     io::{self, Read, Write},
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use lazo_format::{Digest, Hasher};
@@ -24,6 +25,8 @@ use crate::{
 
 /// How staging directories begin, so that a killed run's are recognised.
 const STAGING_PREFIX: &str = ".lazo-";
+/// Age from which an unlocked staging directory is a killed run's: far more than passes between its making and its lock.
+const STALE_AGE: Duration = Duration::from_secs(3600);
 /// Bytes copied at a time.
 const COPY_PIECE: usize = 1 << 20;
 
@@ -41,6 +44,8 @@ pub(crate) struct Writer {
     path: PathBuf,
     tag: Option<String>,
     staging: TempDir,
+    /// Tells other processes that the staging directory is in use.
+    _lock: File,
     /// Blobs in the staging directory, with their sizes.
     staged: Mutex<BTreeMap<Digest, u64>>,
     /// The directory was made here, and goes again if nothing comes of it.
@@ -68,10 +73,13 @@ impl Writer {
     }
 
     fn new(target: Target, path: &Path, beside: &Path, tag: Option<&str>, made: bool) -> Result<Self> {
-        let staging = tempfile::Builder::new().prefix(STAGING_PREFIX).tempdir_in(beside);
-        let staging = staging.map_err(|e| Error::io(format_args!("cannot write in {}", beside.display()), e))?;
+        let fail = |e| Error::io(format_args!("cannot write in {}", beside.display()), e);
+        remove_stale(beside);
+        let staging = tempfile::Builder::new().prefix(STAGING_PREFIX).tempdir_in(beside).map_err(fail)?;
+        let lock = File::open(staging.path()).map_err(fail)?;
+        lock.lock().map_err(fail)?;
         let (path, tag) = (path.to_owned(), tag.map(str::to_owned));
-        let writer = Self { target, path, tag, staging, staged: Mutex::default(), made };
+        let writer = Self { target, path, tag, staging, _lock: lock, staged: Mutex::default(), made };
         for directory in [writer.incoming(), writer.staging.path().join("blobs")] {
             fs::create_dir(&directory)
                 .map_err(|e| Error::io(format_args!("cannot make {}", directory.display()), e))?;
@@ -247,6 +255,19 @@ impl Drop for Writer {
     }
 }
 
+/// Removes what killed runs left behind: staging directories that nobody holds a lock on.
+fn remove_stale(beside: &Path) {
+    let Ok(entries) = fs::read_dir(beside) else { return };
+    let ours = entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with(STAGING_PREFIX));
+    for path in ours.map(|e| e.path()) {
+        let age = fs::metadata(&path).and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
+        if age.is_some_and(|age| age > STALE_AGE) && File::open(&path).is_ok_and(|f| f.try_lock().is_ok()) {
+            tracing::debug!(path = %path.display(), "removing what an earlier run left behind");
+            drop(fs::remove_dir_all(path));
+        }
+    }
+}
+
 fn check_layout_or_empty(path: &Path) -> Result<()> {
     let fail = |e| Error::io(format_args!("cannot read {}", path.display()), e);
     let files = Files::Directory(path.to_owned());
@@ -331,7 +352,7 @@ fn copy_checked(from: &Path, mut to: &File, expected: &Digest, size: u64) -> Res
     }
     match hasher.finish() {
         actual if actual == *expected => Ok(()),
-        actual => Err(Error::DigestMismatch { what: what(), expected: *expected, actual }),
+        actual => Err(Error::digest(what(), *expected, actual)),
     }
 }
 

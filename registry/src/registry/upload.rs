@@ -248,7 +248,7 @@ fn stored(response: &Response) -> Option<u64> {
 fn check_stored(response: &Response, expected: &Digest, what: &str) -> Result<()> {
     match content_digest(response.headers()) {
         Some(actual) if actual != *expected && actual.algorithm() == expected.algorithm() => {
-            Err(Error::DigestMismatch { what: format!("{what} as stored"), expected: *expected, actual })
+            Err(Error::digest(format_args!("{what} as stored"), *expected, actual))
         }
         _ => Ok(()),
     }

@@ -1,10 +1,8 @@
 //! Against a real docker-registry.
 
-mod common;
-
 use std::{fs, path::Path};
 
-use common::{Image, PASSWORD, Registry, Setup, USER, open, read, run, server::cutting_proxy};
+use crate::common::{Image, PASSWORD, Registry, Setup, USER, open, read, run, server::cutting_proxy};
 use lazo_format::{Algorithm, Digest};
 use lazo_registry::{
     Content, Destination, Document, Error, ImageRef, Options, Outcome, Source, digest_of,
@@ -57,7 +55,7 @@ async fn uploads_nothing_twice() {
         assert_eq!(put(&third, Some(&elsewhere)).await, Outcome::Uploaded);
     }
     // A repository that has not got the blob cannot lend it: it is uploaded.
-    let layer = common::layer("new", b"new");
+    let layer = crate::common::layer("new", b"new");
     let new = Image::new("amd64", &[layer], Algorithm::Sha256);
     let (descriptor, bytes) = &new.layers[0];
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -145,8 +143,10 @@ async fn notices_damage_in_the_registry() {
 async fn walks_indexes() {
     let registry = Registry::start();
     let platforms = [("linux", "amd64"), ("linux", "arm64"), ("unknown", "unknown")];
-    let images: Vec<Image> =
-        platforms.iter().map(|(_, a)| Image::new(a, &[common::layer(a, a.as_bytes())], Algorithm::Sha256)).collect();
+    let images: Vec<Image> = platforms
+        .iter()
+        .map(|(_, a)| Image::new(a, &[crate::common::layer(a, a.as_bytes())], Algorithm::Sha256))
+        .collect();
     let reference = registry.reference("multi:1");
     let destination = Destination::open(&reference, &Options::default()).await.unwrap();
     let mut entries = Vec::new();

@@ -1,10 +1,8 @@
 //! Layout directories and archives.
 
-mod common;
-
 use std::{fs, path::Path};
 
-use common::{Image, open, read, run, snapshot};
+use crate::common::{Image, open, read, run, snapshot};
 use lazo_format::Algorithm;
 use lazo_registry::{Destination, Error, ImageRef, Options, Outcome, Source, digest_of};
 
@@ -13,7 +11,7 @@ fn layout(path: &Path, tag: &str) -> ImageRef {
 }
 
 fn small(name: &str) -> Image {
-    Image::new("amd64", &[common::layer(name, name.as_bytes())], Algorithm::Sha256)
+    Image::new("amd64", &[crate::common::layer(name, name.as_bytes())], Algorithm::Sha256)
 }
 
 #[tokio::test]
@@ -21,8 +19,11 @@ async fn carries_an_image_there_and_back() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
     for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-        let image =
-            Image::new("amd64", &[common::layer("a", b"a"), common::layer("b", &common::noise(3 << 20, 1))], algorithm);
+        let image = Image::new(
+            "amd64",
+            &[crate::common::layer("a", b"a"), crate::common::layer("b", &crate::common::noise(3 << 20, 1))],
+            algorithm,
+        );
         for reference in [
             layout(&path("layout"), ":v1"),
             layout(&path("untagged"), ""),
@@ -96,6 +97,51 @@ async fn commits_leave_only_the_layout() {
     let mut names: Vec<_> = fs::read_dir(directory.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["blobs", "index.json", "oci-layout"]);
+}
+
+#[tokio::test]
+async fn clears_up_after_killed_runs() {
+    let directory = tempfile::tempdir().unwrap();
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(7200);
+    let staging = |name: &str| {
+        let path = directory.path().join(name);
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("blob"), "x").unwrap();
+        let handle = fs::File::open(&path).unwrap();
+        handle.set_modified(old).unwrap();
+        handle
+    };
+    drop(staging(".lazo-killed"));
+    let alive = staging(".lazo-alive");
+    alive.lock().unwrap();
+    small("one").write(&layout(directory.path(), ":1"), &Options::default()).await;
+    assert!(!directory.path().join(".lazo-killed").exists());
+    assert!(directory.path().join(".lazo-alive/blob").exists());
+}
+
+/// Work on images is handed to other tasks.
+#[test]
+fn futures_can_be_sent() {
+    fn sent<T: Send>(value: T) -> T {
+        value
+    }
+    drop(sent(async {
+        let reference: ImageRef = "oci:x".parse().unwrap();
+        let source = open(&reference).await;
+        let manifest = source.resolve(&"linux/amd64".parse().unwrap()).await.unwrap();
+        let digest = source.root_digest().await.unwrap();
+        source.platforms().await.unwrap();
+        source.document(&manifest.descriptor).await.unwrap();
+        source.blob_range(&digest, 1, 0..1).await.unwrap();
+        let mut reader = source.blob(&manifest.descriptor).await.unwrap().into_async_read();
+        tokio::io::copy(&mut reader, &mut tokio::io::sink()).await.unwrap();
+        let destination = Destination::open(&reference, &Options::default()).await.unwrap();
+        destination.put_blob_file(Path::new("x"), &manifest.descriptor, None).await.unwrap();
+        destination.put_blob_bytes(vec![], &manifest.descriptor).await.unwrap();
+        let root = source.root().await.unwrap();
+        destination.put_manifest(&root).await.unwrap();
+        destination.commit(&root).await.unwrap();
+    }));
 }
 
 #[tokio::test]
@@ -236,7 +282,7 @@ async fn reads_docker_archives() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("saved.tar");
     let reference = |rest: &str| -> ImageRef { format!("docker-archive:{}{rest}", path.display()).parse().unwrap() };
-    let layer = common::layer("file", b"content");
+    let layer = crate::common::layer("file", b"content");
     let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     std::io::Write::write_all(&mut gz, &layer).unwrap();
     let gz = gz.finish().unwrap();

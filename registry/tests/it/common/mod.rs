@@ -1,7 +1,6 @@
 //! What the tests share: a real docker-registry, a server that misbehaves on purpose, and images to carry.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
-pub mod server;
+pub(crate) mod server;
 
 use std::{
     io::{BufRead, BufReader},
@@ -16,32 +15,32 @@ use lazo_registry::{
     to_json,
 };
 
-pub const USER: &str = "someone";
-pub const PASSWORD: &str = "s3cret-pw";
+pub(crate) const USER: &str = "someone";
+pub(crate) const PASSWORD: &str = "s3cret-pw";
 /// bcrypt of [`PASSWORD`].
 const HTPASSWD: &str = "$2b$04$abcdefghijklmnopqrstuufbu7IbsAKnz0sK.RhkuQd5ApLvLcZVy";
 
 /// A docker-registry process on a free loopback port, gone on drop.
-pub struct Registry {
+pub(crate) struct Registry {
     child: Child,
-    pub address: String,
-    pub directory: tempfile::TempDir,
+    pub(crate) address: String,
+    pub(crate) directory: tempfile::TempDir,
 }
 
 #[derive(Default)]
-pub struct Setup {
-    pub basic_auth: bool,
+pub(crate) struct Setup {
+    pub(crate) basic_auth: bool,
     /// Certificate and key.
-    pub tls: Option<(PathBuf, PathBuf)>,
-    pub relative_urls: bool,
+    pub(crate) tls: Option<(PathBuf, PathBuf)>,
+    pub(crate) relative_urls: bool,
 }
 
 impl Registry {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::with(&Setup::default())
     }
 
-    pub fn with(setup: &Setup) -> Self {
+    pub(crate) fn with(setup: &Setup) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().display();
         let mut config = format!(
@@ -77,7 +76,7 @@ impl Registry {
         Self { child, address, directory }
     }
 
-    pub fn reference(&self, rest: &str) -> ImageRef {
+    pub(crate) fn reference(&self, rest: &str) -> ImageRef {
         format!("docker://{}/{rest}", self.address).parse().unwrap()
     }
 }
@@ -90,7 +89,7 @@ impl Drop for Registry {
 }
 
 /// Bytes that do not compress, the same every time.
-pub fn noise(len: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut out = Vec::with_capacity(len + 8);
     while out.len() < len {
@@ -103,14 +102,14 @@ pub fn noise(len: usize, seed: u64) -> Vec<u8> {
     out
 }
 
-pub fn digest(algorithm: Algorithm, bytes: &[u8]) -> Digest {
+pub(crate) fn digest(algorithm: Algorithm, bytes: &[u8]) -> Digest {
     let mut hasher = Hasher::new(algorithm);
     hasher.update(bytes);
     hasher.finish()
 }
 
 /// A tar with one file.
-pub fn layer(name: &str, content: &[u8]) -> Vec<u8> {
+pub(crate) fn layer(name: &str, content: &[u8]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_ustar();
     header.set_size(content.len() as u64);
@@ -121,14 +120,14 @@ pub fn layer(name: &str, content: &[u8]) -> Vec<u8> {
 }
 
 /// An image: layers as bare tars, a config and a manifest.
-pub struct Image {
-    pub layers: Vec<(Descriptor, Vec<u8>)>,
-    pub config: Document,
-    pub manifest: Document,
+pub(crate) struct Image {
+    pub(crate) layers: Vec<(Descriptor, Vec<u8>)>,
+    pub(crate) config: Document,
+    pub(crate) manifest: Document,
 }
 
 impl Image {
-    pub fn new(architecture: &str, layers: &[Vec<u8>], algorithm: Algorithm) -> Self {
+    pub(crate) fn new(architecture: &str, layers: &[Vec<u8>], algorithm: Algorithm) -> Self {
         let layers: Vec<_> = layers
             .iter()
             .map(|l| (descriptor(MediaType::ImageLayer, &digest(algorithm, l), l.len() as u64), l.clone()))
@@ -151,13 +150,13 @@ impl Image {
     }
 
     /// Two layers: one small, one of several megabytes.
-    pub fn sample() -> Self {
+    pub(crate) fn sample() -> Self {
         let layers = [layer("small", b"hello"), layer("large", &noise(6 << 20, 7))];
         Self::new("amd64", &layers, Algorithm::Sha256)
     }
 
     /// Everything but the root.
-    pub async fn put(&self, destination: &Destination) {
+    pub(crate) async fn put(&self, destination: &Destination) {
         for (descriptor, bytes) in &self.layers {
             let file = destination.staging_dir().join("layer");
             std::fs::write(&file, bytes).unwrap();
@@ -166,14 +165,14 @@ impl Image {
         destination.put_blob_bytes(self.config.bytes.clone(), &self.config.descriptor).await.unwrap();
     }
 
-    pub async fn write(&self, reference: &ImageRef, options: &Options) {
+    pub(crate) async fn write(&self, reference: &ImageRef, options: &Options) {
         let destination = Destination::open(reference, options).await.unwrap();
         self.put(&destination).await;
         destination.commit(&self.manifest).await.unwrap();
     }
 
     /// Reads it all back and compares.
-    pub async fn check(&self, source: &Source) {
+    pub(crate) async fn check(&self, source: &Source) {
         let manifest = source.resolve(&"linux/amd64".parse().unwrap()).await.unwrap();
         assert_eq!(manifest.descriptor.digest(), self.manifest.descriptor.digest());
         assert_eq!(manifest.bytes, self.manifest.bytes);
@@ -195,21 +194,21 @@ impl Image {
 }
 
 /// A whole blob.
-pub async fn read(source: &Source, descriptor: &Descriptor) -> lazo_registry::Result<Vec<u8>> {
+pub(crate) async fn read(source: &Source, descriptor: &Descriptor) -> lazo_registry::Result<Vec<u8>> {
     use futures_util::TryStreamExt;
     let parts: Vec<_> = source.blob(descriptor).await?.try_collect().await?;
     Ok(parts.concat())
 }
 
 /// Runs a program that must succeed.
-pub fn run(program: &str, arguments: &[&str]) -> String {
+pub(crate) fn run(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().unwrap_or_else(|e| panic!("{program}: {e}"));
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
 /// Every file below a directory, sorted, with its content.
-pub fn snapshot(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+pub(crate) fn snapshot(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     let mut found = Vec::new();
     let mut pending = vec![directory.to_owned()];
     while let Some(next) = pending.pop() {
@@ -227,6 +226,6 @@ pub fn snapshot(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     found
 }
 
-pub async fn open(reference: &ImageRef) -> Source {
+pub(crate) async fn open(reference: &ImageRef) -> Source {
     Source::open(reference, &Options::default()).await.unwrap()
 }

@@ -1,14 +1,12 @@
 //! What a good registry never does: a server that misbehaves on purpose.
 
-mod common;
-
 use std::{
     fs,
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
-use common::{
+use crate::common::{
     Image, digest, noise, open, read,
     server::{End, Reply, Seen, Server},
 };
@@ -317,7 +315,7 @@ async fn does_not_use_a_token_to_its_end() {
 async fn reqwest_get(url: &str) {
     // Any client will do.
     let url = url.to_owned();
-    tokio::task::spawn_blocking(move || common::run("curl", &["-sf", &url])).await.unwrap();
+    tokio::task::spawn_blocking(move || crate::common::run("curl", &["-sf", &url])).await.unwrap();
 }
 
 #[tokio::test]
@@ -402,7 +400,7 @@ async fn keeps_logins_from_other_servers() {
     // What the storage refuses is reported without the signature.
     let target = format!("http://{}/gone?signature=secret-signature", storage.address);
     let server = Server::start(move |_| Reply::status(307).with("location", &target)).await;
-    let error = read(&common::open(&server.reference("app:1")).await, &descriptor).await.unwrap_err();
+    let error = read(&crate::common::open(&server.reference("app:1")).await, &descriptor).await.unwrap_err();
     let shown = format!("{error} {error:?}");
     assert!(shown.contains("/gone") && !shown.contains("secret"), "{shown}");
     // Redirects that lead nowhere, or in circles.

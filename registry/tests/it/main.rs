@@ -1,0 +1,7 @@
+//! Tests of the crate from outside, against real programs where there are any.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
+
+mod common;
+mod docker_registry;
+mod failures;
+mod layouts;
