@@ -309,3 +309,39 @@ fn sensitive(text: &str) -> Option<HeaderValue> {
     value.set_sensitive(true);
     Some(value)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::Options;
+
+    #[test]
+    fn passwords_stay_encrypted() {
+        let auth = |tls| Auth::new(Http::new(&Options::default()), "h.example", "app", tls);
+        let table = [
+            ("https://auth.example/token", true, true),
+            ("http://auth.example/token", true, false),
+            ("http://localhost:5001/token", true, true),
+            ("http://auth.example/token", false, true),
+            ("file:///etc/passwd", false, false),
+        ];
+        for (realm, tls, allowed) in table {
+            assert_eq!(auth(tls).check_realm(realm).is_ok(), allowed, "{realm} {tls}");
+        }
+        let header = basic("me", &Secret::new("secret-pw".into())).unwrap();
+        let shown = format!("{header:?} {:?}", auth(true));
+        assert!(!shown.contains("secret") && !shown.contains("bWU6"), "{shown}");
+    }
+
+    #[test]
+    fn tokens_are_bounded() {
+        let auth = Auth::new(Http::new(&Options::default()), "h.example", "app", true);
+        auth.state().scheme = Scheme::Bearer { realm: Url::parse("https://a/").unwrap(), service: None };
+        for n in 0..1000 {
+            auth.keep(&Scopes::pull(&format!("app{n}")), &Secret::new("t".into()), Duration::MAX).unwrap();
+        }
+        assert_eq!(auth.state().tokens.len(), MAX_TOKENS.get());
+        assert!(auth.known(&Scopes::pull("app999")).is_some() && auth.known(&Scopes::pull("app0")).is_none());
+        assert!(auth.keep(&Scopes::pull("app"), &Secret::new("a\nb".into()), DEFAULT_LIFETIME).is_err());
+    }
+}

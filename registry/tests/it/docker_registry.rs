@@ -211,7 +211,7 @@ async fn logs_in_by_basic_auth() {
 }
 
 /// A certificate authority and a certificate for 127.0.0.1.
-fn certificates(directory: &Path) {
+pub(crate) fn certificates(directory: &Path) {
     let path = |name: &str| directory.join(name).to_str().unwrap().to_owned();
     let (ca, ca_key, key, request, certificate) =
         (path("ca.pem"), path("ca.key"), path("key.pem"), path("request.pem"), path("cert.pem"));

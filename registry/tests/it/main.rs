@@ -3,5 +3,6 @@
 
 mod common;
 mod docker_registry;
+mod environment;
 mod failures;
 mod layouts;
