@@ -20,9 +20,9 @@ pub enum Error {
         /// Number of layers in the manifest.
         count: usize,
         /// The layer's digest.
-        digest: Digest,
+        digest: Box<Digest>,
         /// What is wrong with it.
-        source: LayerError,
+        source: Box<LayerError>,
     },
     /// A file of the conversion's own could not be written or read.
     #[error("{what} {}", path.display())]
@@ -70,14 +70,14 @@ pub enum Problem {
     Read(#[source] std::io::Error),
     /// The registry's answer is wrong, or never came.
     #[error("cannot fetch the layer")]
-    Fetch(#[source] lazo_registry::Error),
+    Fetch(#[source] Box<lazo_registry::Error>),
     /// The uncompressed layer is not the one that the config names.
     #[error("its uncompressed content has digest {actual}, but the config's diff_ids say {expected}")]
     DiffId {
         /// From `rootfs.diff_ids`.
-        expected: Digest,
+        expected: Box<Digest>,
         /// Of the bytes read.
-        actual: Digest,
+        actual: Box<Digest>,
     },
     /// The media type names no compression that is known.
     #[error("its media type {0} is not a layer that lazo can read")]

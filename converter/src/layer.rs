@@ -75,7 +75,7 @@ impl LayerStream<'_> {
                 (Ok(size), Ok(())) => size,
             };
             if actual != *diff_id {
-                return Err(Problem::DiffId { expected: *diff_id, actual }.into());
+                return Err(Problem::DiffId { expected: Box::new(*diff_id), actual: Box::new(actual) }.into());
             }
             Ok(size)
         })
@@ -114,7 +114,7 @@ fn inflate(
 /// Takes a registry's error out of the I/O error that carried it through the decompressor.
 fn fetch_problem(error: io::Error) -> Problem {
     match error.downcast::<Carried>() {
-        Ok(Carried::Registry(error)) => Problem::Fetch(error),
+        Ok(Carried::Registry(error)) => Problem::Fetch(Box::new(error)),
         Ok(Carried::Interrupted) => Problem::Interrupted,
         Err(error) => Problem::Read(error),
     }

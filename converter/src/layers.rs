@@ -133,7 +133,8 @@ impl Passes {
     ) -> Result<u64, LayerError> {
         let layer = &self.layers[number];
         self.progress.layer(number + 1, self.layers.len(), &layer.digest, layer.descriptor.size());
-        let stream = self.runtime.block_on(self.source.blob(&layer.descriptor)).map_err(Problem::Fetch)?;
+        let stream =
+            self.runtime.block_on(self.source.blob(&layer.descriptor)).map_err(|e| Problem::Fetch(Box::new(e)))?;
         let stream = LayerStream {
             stream,
             compression: layer.compression,
@@ -161,8 +162,8 @@ impl Passes {
             _ => Error::Layer {
                 number: number + 1,
                 count: self.layers.len(),
-                digest: self.layers[number].digest,
-                source,
+                digest: Box::new(self.layers[number].digest),
+                source: Box::new(source),
             },
         }
     }

@@ -18,6 +18,9 @@ use crate::layer::Archive;
 use crate::layer::content::{Content, Piece};
 use crate::merge::FileId;
 
+/// [`BLOCK_SIZE`] for lengths in memory.
+const BLOCK: usize = 4096;
+
 /// Chunks that may be pushed past an open pack. They wait in memory, compressed: at the default chunk size 4 MiB at most.
 const MAX_PAST_PACK: u32 = 16;
 
@@ -205,7 +208,7 @@ impl Sequence<'_> {
             return Ok(None);
         }
         let length = buffer.len();
-        buffer.resize(length.next_multiple_of(BLOCK_SIZE as usize), 0);
+        buffer.resize(length.next_multiple_of(BLOCK), 0);
         let digest = ChunkDigest::of(buffer);
         if let Some(place) = contents.places.get(&digest) {
             contents.stats.duplicate += length as u64;

@@ -11,6 +11,7 @@ use super::pax::{self, Pax};
 use crate::error::{LayerError, Problem};
 
 const BLOCK: u64 = 512;
+const BLOCK_BYTES: usize = 512;
 /// Largest extended header or long name: docker and Go's archive/tar stop at the same size.
 const MAX_EXTENDED_HEADER: u64 = 1 << 20;
 /// Data pieces of one sparse file; the map takes 16 bytes a piece, so 4 MiB at most.
@@ -167,7 +168,7 @@ impl<R: Read> Archive<R> {
         let mut wanted = None;
         let mut line = Vec::new();
         while wanted.is_none_or(|count| numbers.len() < count) {
-            let mut block = [0; BLOCK as usize];
+            let mut block = [0; BLOCK_BYTES];
             if self.read_data(&mut block)? != block.len() {
                 return Err(BAD);
             }
