@@ -5,9 +5,9 @@ use lazo_format::{BlobIndex, Bootstrap, BootstrapError, FileType, Nid};
 use libfuzzer_sys::fuzz_target;
 
 /// Inodes looked at: enough for every seed, and a bound where directories form a loop.
-const MAX_INODES: usize = 512;
+const MAX_INODES: usize = 160;
 /// Names and runs looked at in one inode.
-const MAX_ITEMS: usize = 512;
+const MAX_ITEMS: usize = 160;
 
 fuzz_target!(|data: &[u8]| {
     let mut bytes = data.to_vec();
@@ -19,7 +19,7 @@ fuzz_target!(|data: &[u8]| {
     let valid = bootstrap.validate();
     let mut pending = vec![bootstrap.root()];
     // Numbers that no directory gives away.
-    pending.extend(data.chunks_exact(8).take(32).map(|bytes| Nid(u64::from_le_bytes(bytes.try_into().unwrap()))));
+    pending.extend(data.chunks_exact(8).take(16).map(|bytes| Nid(u64::from_le_bytes(bytes.try_into().unwrap()))));
     pending.extend((0..data.len() as u64 / 32).take(MAX_INODES / 2).map(Nid));
     for _ in 0..MAX_INODES {
         let Some(nid) = pending.pop() else { break };
