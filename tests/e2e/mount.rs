@@ -179,6 +179,21 @@ fn two_mounts_of_one_image() {
 }
 
 #[test]
+fn mounts_that_begin_at_the_same_time() {
+    const MOUNTS: usize = 4;
+    for _ in 0..4 {
+        let scratch = Scratch::new();
+        std::thread::scope(|scope| {
+            for number in 0..MOUNTS {
+                let scratch = &scratch;
+                let mount = move || Mounted::new(scratch, &small(), &format!("mount-{number}")).umount();
+                std::thread::Builder::new().spawn_scoped(scope, mount).expect("a thread");
+            }
+        });
+    }
+}
+
+#[test]
 fn what_cannot_be_mounted_is_refused_in_words() {
     let (scratch, corpus) = (Scratch::new(), Corpus::get("small"));
     let plain = Mounted::failure(&scratch, &corpus.image("gzip"), "plain");

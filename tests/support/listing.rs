@@ -176,12 +176,15 @@ fn link_target(path: &Path) -> Vec<u8> {
 fn xattrs_of(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     /// Linux's limits: XATTR_LIST_MAX and XATTR_SIZE_MAX.
     const LIMIT: usize = 65536;
-    let mut buffer = vec![0; LIMIT];
-    let length = match rustix::fs::llistxattr(path, &mut buffer) {
-        Ok(length) => length,
+    let empty: &mut [u8] = &mut [];
+    match rustix::fs::llistxattr(path, empty) {
+        Ok(0) => return BTreeMap::new(),
+        Ok(_) => (),
         Err(rustix::io::Errno::NOTSUP) => return BTreeMap::new(),
         Err(error) => panic!("llistxattr {}: {error}", path.display()),
-    };
+    }
+    let mut buffer = vec![0; LIMIT];
+    let length = rustix::fs::llistxattr(path, &mut buffer).expect("the names just counted");
     let names = buffer[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty());
     let value_of = |name: &[u8]| {
         let mut value = vec![0; LIMIT];
@@ -194,9 +197,12 @@ fn xattrs_of(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
 }
 
 fn contents_of(path: &Path) -> [u8; 32] {
+    /// Largest piece read at once.
+    const PIECE: usize = 1 << 20;
     let mut file = File::open(path).unwrap_or_else(|error| panic!("open {}: {error}", path.display()));
     let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; 1 << 20];
+    let size = file.metadata().map_or(0, |metadata| usize::try_from(metadata.len()).unwrap_or(PIECE));
+    let mut buffer = vec![0; (size + 1).min(PIECE)];
     loop {
         let length = file.read(&mut buffer).unwrap_or_else(|error| panic!("read {}: {error}", path.display()));
         if length == 0 {

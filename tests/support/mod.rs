@@ -59,7 +59,7 @@ impl Scratch {
         stdout_of(&mut self.lazo(args))
     }
 
-    /// Runs `lazo ARGS`, which must fail with exit code 1 and without a panic; its stderr.
+    /// Runs `lazo ARGS`, which must fail with exit code 1 and without a panic; what it printed.
     pub(crate) fn lazo_err<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> String {
         failure_of(&mut self.lazo(args))
     }
@@ -106,14 +106,14 @@ pub(crate) fn stdout_of(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Runs a lazo command that must fail, with exit code 1 and without a panic; its stderr.
+/// Runs a lazo command that must fail, with exit code 1 and without a panic; what it printed.
 pub(crate) fn failure_of(command: &mut Command) -> String {
     let output = output_of(command);
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{command:?}: {}\n{stderr}", output.status);
-    assert!(!stderr.contains("panicked"), "{command:?} panicked:\n{stderr}");
-    assert!(!stderr.trim().is_empty(), "{command:?} failed without a word");
-    stderr
+    let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{command:?}: {}\n{printed}", output.status);
+    assert!(!printed.contains("panicked"), "{command:?} panicked:\n{printed}");
+    assert!(!printed.trim().is_empty(), "{command:?} failed without a word");
+    printed
 }
 
 /// Runs a program that must succeed.
