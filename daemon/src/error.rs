@@ -38,15 +38,15 @@ pub enum Error {
         path: PathBuf,
     },
     /// The mount is gone, its process is not.
-    #[error("{} is unmounted, but process {pid} that served it has not ended after {seconds} s; its log is {}",
-            path.display(), log.display())]
+    #[error("{} is unmounted, but process {pid} still serves it after {seconds} s: a container or another mount namespace may \
+             have a copy of the mount; its log is {}", path.display(), log.display())]
     StillServing {
         /// The mount point.
         path: PathBuf,
         /// The process.
         pid: u32,
         /// How long was waited.
-        seconds: u64,
+        seconds: i64,
         /// Its log.
         log: PathBuf,
     },

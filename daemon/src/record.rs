@@ -2,11 +2,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
-use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -14,7 +15,7 @@ use crate::kernel::{self, Mounted};
 
 /// How long an ended mount's process may take to end. It has nothing left to do then, so that a machine must be very busy for
 /// it to take longer.
-const END: Duration = Duration::from_secs(10);
+const END: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
 /// What is known of a mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,44 +61,37 @@ impl Drop for Record {
 /// Another process that serves a mount.
 struct Server {
     content: Content,
-    file: File,
+    process: OwnedFd,
 }
 
 impl Server {
     /// The living process that serves a mount, if `run_dir` knows one.
     fn find(run_dir: &Path, mounted: &Mounted) -> Option<Self> {
         let prefix = format!("{}-", mounted.device);
-        for entry in fs::read_dir(run_dir.join("mounts")).ok()?.flatten() {
-            if !entry.file_name().to_string_lossy().starts_with(&prefix) {
-                continue;
-            }
-            let Ok(mut file) = File::open(entry.path()) else { continue };
-            if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
-                // Nobody holds it any more.
-                continue;
-            }
-            let mut text = String::new();
-            // One that is just being written does not parse: its mount is not ready yet.
-            if file.read_to_string(&mut text).is_ok()
-                && let Ok(content) = serde_json::from_str(&text)
-            {
-                return Some(Self { content, file });
-            }
-        }
-        None
+        let entries = fs::read_dir(run_dir.join("mounts")).ok()?.flatten();
+        let mut candidates = entries.filter(|e| e.file_name().to_string_lossy().starts_with(&prefix));
+        candidates.find_map(|entry| Self::open(&entry.path()))
     }
 
-    /// Waits until the process has ended: its lock goes with it. False if that takes longer than [`END`].
-    fn wait(self) -> bool {
-        let (ended, end) = mpsc::channel();
-        let file = self.file;
-        std::thread::spawn(move || {
-            if flock(&file, FlockOperation::LockShared).is_ok() {
-                // Nobody listens when it took too long.
-                let _ = ended.send(());
-            }
-        });
-        end.recv_timeout(END).is_ok()
+    fn open(record: &Path) -> Option<Self> {
+        let mut file = File::open(record).ok()?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).ok()?;
+        // One that is just being written does not parse: its mount is not ready yet.
+        let content: Content = serde_json::from_str(&text).ok()?;
+        let pid = Pid::from_raw(i32::try_from(content.pid).ok()?)?;
+        let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        // Locked after its process was opened, so that this is the process that holds the lock, and no later one with its number.
+        let locked = flock(&file, FlockOperation::NonBlockingLockShared).is_err();
+        locked.then_some(Self { content, process })
+    }
+
+    /// Waits until the process has ended, which makes its descriptor readable. False if that takes longer than [`END`].
+    fn wait(&self) -> Result<bool> {
+        let failed = || Error::io::<rustix::io::Errno>(format!("wait for process {} to end", self.content.pid));
+        let mut process = [PollFd::new(&self.process, PollFlags::IN)];
+        let ended = poll(&mut process, Some(&END)).map_err(failed())?;
+        Ok(ended > 0)
     }
 }
 
@@ -117,5 +111,5 @@ pub fn umount(path: &Path, run_dir: &Path) -> Result<()> {
         return Ok(());
     };
     let (pid, log) = (server.content.pid, server.content.log.clone().unwrap_or_default());
-    if server.wait() { Ok(()) } else { Err(Error::StillServing { path, pid, seconds: END.as_secs(), log }) }
+    if server.wait()? { Ok(()) } else { Err(Error::StillServing { path, pid, seconds: END.tv_sec, log }) }
 }
