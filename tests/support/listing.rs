@@ -1,6 +1,7 @@
 //! Everything that a tree shows, entry by entry, and how two of them differ.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     ffi::OsString,
     fs::File,
@@ -176,16 +177,17 @@ fn link_target(path: &Path) -> Vec<u8> {
 fn xattrs_of(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     /// Linux's limits: XATTR_LIST_MAX and XATTR_SIZE_MAX.
     const LIMIT: usize = 65536;
-    let empty: &mut [u8] = &mut [];
-    match rustix::fs::llistxattr(path, empty) {
-        Ok(0) => return BTreeMap::new(),
-        Ok(_) => (),
+    // Without zeroing for each of 100,000 entries.
+    thread_local!(static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; LIMIT]));
+    let listed = BUFFER.with_borrow_mut(|buffer| {
+        rustix::fs::llistxattr(path, &mut buffer[..]).map(|length| buffer[..length].to_vec())
+    });
+    let listed = match listed {
+        Ok(listed) => listed,
         Err(rustix::io::Errno::NOTSUP) => return BTreeMap::new(),
         Err(error) => panic!("llistxattr {}: {error}", path.display()),
-    }
-    let mut buffer = vec![0; LIMIT];
-    let length = rustix::fs::llistxattr(path, &mut buffer).expect("the names just counted");
-    let names = buffer[..length].split(|&byte| byte == 0).filter(|name| !name.is_empty());
+    };
+    let names = listed.split(|&byte| byte == 0).filter(|name| !name.is_empty());
     let value_of = |name: &[u8]| {
         let mut value = vec![0; LIMIT];
         let length = rustix::fs::lgetxattr(path, name, &mut value)
