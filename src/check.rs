@@ -54,7 +54,11 @@ fn describe(report: &Report) -> Result<String, std::fmt::Error> {
 
 fn describe_image(text: &mut String, image: &ImageReport) -> std::fmt::Result {
     let wrong = image.faults.len() as u64 + image.more_faults;
-    let verdict = if wrong == 0 { "good".to_owned() } else { format!("{wrong} faults") };
+    let verdict = match wrong {
+        0 => "good".to_owned(),
+        1 => "1 fault".to_owned(),
+        _ => format!("{wrong} faults"),
+    };
     writeln!(text, "{} {}: {verdict}", image.platform.as_deref().unwrap_or("unknown platform"), image.manifest)?;
     for fault in &image.faults {
         writeln!(text, "  {fault}")?;

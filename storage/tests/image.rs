@@ -1,0 +1,184 @@
+//! Opening images: what is kept, when it is looked at again, and what is refused.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lazo_format::{DeviceAddr, Digest, FileType};
+use lazo_registry::{Options, Platform, Source};
+use lazo_storage::{Error, LazoImage};
+use support::{Parts, ROOT, TreeBuilder};
+
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn state(&self) -> PathBuf {
+        self.0.path().join("state")
+    }
+
+    fn layout(&self) -> PathBuf {
+        self.0.path().join("layout")
+    }
+
+    async fn open(&self, parts: &Parts) -> Result<LazoImage, Error> {
+        let (written, _) = parts.write(&self.layout()).await;
+        let source = Source::open(&written, &Options::default()).await.unwrap();
+        LazoImage::open(&source, &self.state(), &Platform::host()).await
+    }
+}
+
+fn parts() -> Parts {
+    let mut tree = TreeBuilder::new();
+    let etc = tree.dir(ROOT, "etc");
+    tree.file(etc, "passwd", b"root:x:0:0\n");
+    tree.build()
+}
+
+fn has_passwd(image: &LazoImage) -> bool {
+    let bootstrap = image.bootstrap();
+    let root = bootstrap.inode(bootstrap.root()).unwrap();
+    let (etc, _) = bootstrap.lookup(&root, b"etc").unwrap().unwrap();
+    let etc = bootstrap.inode(etc).unwrap();
+    bootstrap.lookup(&etc, b"passwd").unwrap().is_some_and(|(_, kind)| kind == FileType::Regular)
+}
+
+/// The layout's file of the bootstrap layer: the one gzip there is.
+fn layer_of(layout: &Path) -> PathBuf {
+    let blobs = fs::read_dir(layout.join("blobs/sha256")).unwrap().map(|e| e.unwrap().path());
+    blobs.into_iter().find(|path| fs::read(path).unwrap().starts_with(&[0x1f, 0x8b])).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_is_used_again_and_what_is_spoilt_is_fetched_again() {
+    let place = Place::new();
+    let parts = parts();
+    let first = place.open(&parts).await.unwrap();
+    assert!(has_passwd(&first));
+    assert_eq!(first.index().header().entries, 3);
+
+    // With the layer gone, only what is kept can serve.
+    let layer = layer_of(&place.layout());
+    let aside = place.0.path().join("aside");
+    fs::rename(&layer, &aside).unwrap();
+    let dir = place.state().join("images").join(first.manifest_digest().hex());
+    let source = Source::open(&reference(&place), &Options::default()).await.unwrap();
+    let (state, platform) = (place.state(), Platform::host());
+    let open = || LazoImage::open(&source, &state, &platform);
+    assert!(has_passwd(&open().await.unwrap()));
+
+    // The same content in another file is hashed, found right, and noted.
+    let note = fs::read(dir.join("verified.json")).unwrap();
+    let content = fs::read(dir.join("index")).unwrap();
+    fs::remove_file(dir.join("index")).unwrap();
+    fs::write(dir.join("index"), &content).unwrap();
+    assert!(has_passwd(&open().await.unwrap()));
+    assert_ne!(fs::read(dir.join("verified.json")).unwrap(), note);
+
+    // One flipped bit in any of the kept files makes it fetch again, which fails now; so does a note that says nothing.
+    for name in ["manifest.json", "bootstrap", "index", "verified.json"] {
+        let path = dir.join(name);
+        let good = fs::read(&path).unwrap();
+        let mut bad = good.clone();
+        let middle = bad.len() / 2;
+        bad[middle] ^= 1;
+        fs::write(&path, if name == "verified.json" { b"{}" } else { bad.as_slice() }).unwrap();
+        assert!(open().await.is_err(), "{name}");
+        fs::write(&path, &good).unwrap();
+        assert!(has_passwd(&open().await.unwrap()), "{name}");
+    }
+
+    let mut bad = content.clone();
+    bad[0] ^= 1;
+    fs::write(dir.join("index"), &bad).unwrap();
+    fs::rename(&aside, &layer).unwrap();
+    assert!(has_passwd(&open().await.unwrap()), "fetched again");
+    assert_eq!(fs::read(dir.join("index")).unwrap(), content);
+    let left: Vec<_> = fs::read_dir(place.state().join("images")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 1, "nothing temporary stays: {left:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_that_contradict_each_other_are_refused_and_nothing_is_kept() {
+    let spoil: [(&str, fn(&mut Parts)); 7] = [
+        ("unpacks to", |p| p.diff_id = Some(Digest::sha256_of(b"other"))),
+        ("not the one that its chunk index was made for", |p| {
+            p.index = Some(lazo_format::encode_index(&p.contents, &vec![0; p.bootstrap.len()]).unwrap());
+        }),
+        ("chunk index", |p| p.index = Some(b"short".to_vec())),
+        ("bootstrap", |p| p.bootstrap = vec![0; 8192]),
+        ("is not blob 0", |p| p.contents.blobs[0].digest = Digest::sha256_of(b"other")),
+        ("device 0", |p| {
+            p.contents.blobs[0].device_size += 4096;
+            let chunk = p.contents.chunks.last_mut().unwrap();
+            chunk.device_size += 4096;
+        }),
+        ("version \"v9\"", |p| p.version = "v9"),
+    ];
+    for (expected, spoil) in spoil {
+        let place = Place::new();
+        let mut parts = parts();
+        spoil(&mut parts);
+        let error = place.open(&parts).await.unwrap_err();
+        let mut text = error.to_string();
+        let mut cause: &dyn std::error::Error = &error;
+        while let Some(next) = cause.source() {
+            text = format!("{text}: {next}");
+            cause = next;
+        }
+        assert!(text.contains(expected), "{expected:?} is not in {text:?}");
+        let source = Source::open(&reference(&place), &Options::default()).await.unwrap();
+        assert!(
+            LazoImage::open(&source, &place.state(), &Platform::host()).await.is_err(),
+            "{expected}: the second time"
+        );
+    }
+}
+
+fn reference(place: &Place) -> lazo_registry::ImageRef {
+    format!("oci:{}:lazo", place.layout().display()).parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ordinary_image_is_told_apart() {
+    let place = Place::new();
+    let mut parts = parts();
+    parts.contents.blobs[0].compressed_size = parts.blob.len() as u64;
+    parts.write(&place.layout()).await;
+    // Without the annotation that makes it a lazo image.
+    let manifests = fs::read_dir(place.layout().join("blobs/sha256")).unwrap().map(|e| e.unwrap().path());
+    let manifest = manifests.into_iter().find(|p| fs::read(p).unwrap().starts_with(b"{\"schemaVersion\"")).unwrap();
+    let text = fs::read_to_string(&manifest).unwrap().replace("containerd.io/snapshot/lazo.bootstrap", "other");
+    let digest = Digest::sha256_of(text.as_bytes());
+    fs::write(manifest.with_file_name(digest.hex()), &text).unwrap();
+    let old = manifest.file_name().unwrap().to_str().unwrap();
+    let index = fs::read_to_string(place.layout().join("index.json")).unwrap();
+    let size = |text: &str| format!("\"size\":{}", text.len());
+    let index = index.replace(old, &digest.hex()).replace(&size(&fs::read_to_string(&manifest).unwrap()), &size(&text));
+    fs::write(place.layout().join("index.json"), index).unwrap();
+    let source = Source::open(&reference(&place), &Options::default()).await.unwrap();
+    let error = LazoImage::open(&source, &place.state(), &Platform::host()).await.unwrap_err();
+    assert!(matches!(error, Error::NotLazo { .. }), "{error:?}");
+    assert!(error.to_string().contains("lazo convert"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_gets_files_from_a_layout() {
+    let place = Place::new();
+    let mut tree = TreeBuilder::new();
+    let content = support::noise(1, 300_000);
+    tree.file(ROOT, "file", &content);
+    let parts = tree.build();
+    let image = place.open(&parts).await.unwrap();
+    let source = Source::open(&reference(&place), &Options::default()).await.unwrap();
+    let runtime = tokio::runtime::Handle::current();
+    let index = std::sync::Arc::clone(image.index());
+    let reader = lazo_storage::Reader::new(index, std::sync::Arc::new(source), &place.state(), runtime);
+    let mut buf = vec![0; content.len()];
+    reader.read(lazo_format::BlobIndex(0), DeviceAddr(0), &mut buf).await.unwrap();
+    assert!(buf == content);
+}
