@@ -1,4 +1,5 @@
 //! Opening images: what is kept, when it is looked at again, and what is refused.
+#![expect(clippy::unwrap_used, reason = "a failure is a failed test")]
 
 mod support;
 
