@@ -40,33 +40,45 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Lists and stats everything below a directory; with a buffer, reads every regular file as well.
-fn walk(root: &str, mut buffer: Option<&mut Vec<u8>>) -> Result<Value> {
-    let (mut entries, mut bytes) = (0_u64, 0);
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let mut pending: Vec<OwnedFd> = vec![openat(CWD, root, flags | OFlags::DIRECTORY, Mode::empty())?];
-    while let Some(directory) = pending.pop() {
-        for entry in Dir::read_from(&directory)? {
+const OPEN: OFlags = OFlags::RDONLY.union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+
+/// Lists and stats everything below a directory, depth first, as find and tar do; with a buffer, reads every regular file
+/// as well.
+fn walk(root: &str, buffer: Option<&mut Vec<u8>>) -> Result<Value> {
+    let mut walk = Walk { entries: 0, bytes: 0, buffer };
+    walk.visit(&openat(CWD, root, OPEN | OFlags::DIRECTORY, Mode::empty())?)?;
+    Ok(json!({ "entries": walk.entries, "bytes": walk.bytes }))
+}
+
+struct Walk<'a> {
+    entries: u64,
+    bytes: u64,
+    buffer: Option<&'a mut Vec<u8>>,
+}
+
+impl Walk<'_> {
+    fn visit(&mut self, directory: &OwnedFd) -> Result<()> {
+        for entry in Dir::read_from(directory)? {
             let entry = entry?;
             let name = entry.file_name();
             if matches!(name.to_bytes(), b"." | b"..") {
                 continue;
             }
-            let stat = statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            entries += 1;
-            match (FileType::from_raw_mode(stat.st_mode), &mut buffer) {
+            let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            self.entries += 1;
+            match (FileType::from_raw_mode(stat.st_mode), &mut self.buffer) {
                 (FileType::Directory, _) => {
-                    pending.push(openat(&directory, name, flags | OFlags::DIRECTORY, Mode::empty())?)
+                    self.visit(&openat(directory, name, OPEN | OFlags::DIRECTORY, Mode::empty())?)?;
                 }
                 (FileType::RegularFile, Some(buffer)) => {
-                    let file = openat(&directory, name, flags, Mode::empty())?;
-                    bytes += read_all(&file, buffer).with_context(|| format!("{name:?}"))?;
+                    let file = openat(directory, name, OPEN, Mode::empty())?;
+                    self.bytes += read_all(&file, buffer).with_context(|| format!("{name:?}"))?;
                 }
                 _ => (),
             }
         }
+        Ok(())
     }
-    Ok(json!({ "entries": entries, "bytes": bytes }))
 }
 
 fn read_all(file: &OwnedFd, buffer: &mut [u8]) -> Result<u64> {
