@@ -1,4 +1,5 @@
 //! The data path against a source that counts, fails and lies.
+#![expect(clippy::cast_possible_truncation, reason = "a blob of some megabytes")]
 
 use std::collections::VecDeque;
 use std::fs::OpenOptions;
