@@ -25,7 +25,9 @@ lint: install-deps ## rustfmt and clippy, warnings are errors; cargo-deny where 
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check bans licenses sources; fi
 
-bench: install-deps ## the figures of docs/BENCHMARKS.md, measured on this machine
+bench: install-deps ## the figures of docs/BENCHMARKS.md, measured on this machine, on an image that is checked first
+	scripts/corpus large >/dev/null
+	cargo test --locked --release --test e2e -- --ignored
 	python3 benches/run.py
 
 fuzz: ## every fuzz target for FUZZ_SECONDS (60) each

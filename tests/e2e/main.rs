@@ -2,6 +2,7 @@
 
 mod check;
 mod convert;
+mod demo;
 mod hostile;
 mod interop;
 mod lazy;

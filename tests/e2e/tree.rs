@@ -57,6 +57,12 @@ fn debian_image_from_a_registry() {
 }
 
 #[test]
+#[ignore = "builds the benchmarks' corpus of 1.5 GB; run by make bench"]
+fn large_image_from_a_registry() {
+    same_tree_three_ways("large", true);
+}
+
+#[test]
 fn python_runs_inside_a_mounted_image() {
     let scratch = Scratch::new();
     let layout = converted("debian", "gzip");
