@@ -1,6 +1,8 @@
 //! Archives as sources: `oci-archive:` and `docker-archive:`, read to the last layer.
 #![no_main]
 
+mod mend;
+
 use std::cell::LazyCell;
 use std::fs;
 use std::path::Path;
@@ -24,7 +26,9 @@ thread_local! {
 fuzz_target!(|data: &[u8]| {
     SCENE.with(|scene| {
         let path = scene.directory.path().join("archive.tar");
-        fs::write(&path, data).unwrap();
+        let mut bytes = data.to_vec();
+        mend::tar(&mut bytes);
+        fs::write(&path, bytes).unwrap();
         for reference in [
             ImageRef::OciArchive { path: path.clone(), tag: None },
             ImageRef::DockerArchive { path: path.clone(), reference: None },

@@ -49,11 +49,11 @@ fn demo_starts_lazily_and_leaves_nothing_behind() {
         assert!(lazy["bytes"].as_u64().expect("a number") < full / 2, "not lazy: {lazy}");
     }
 
-    for (signal, name) in [(Signal::INT, "SIGINT"), (Signal::TERM, "SIGTERM")] {
+    for (step, signal, name) in [("lazy start", Signal::INT, "SIGINT"), ("converting it", Signal::TERM, "SIGTERM")] {
         let mut child = demo().spawn().expect("lazo runs");
         let mut lines = BufReader::new(child.stderr.take().expect("a pipe")).lines().map(|line| line.expect("UTF-8"));
-        let begun = lines.find(|line| line.ends_with("lazy start"));
-        assert!(begun.is_some(), "the demo ends before its lazy start");
+        let begun = lines.find(|line| line.ends_with(step));
+        assert!(begun.is_some(), "the demo ends before {step}");
         kill_process(Pid::from_child(&child), signal).expect("it runs");
         let last = lines.last();
         assert_eq!(child.wait().expect("it ends").code(), Some(1));

@@ -31,7 +31,9 @@ fn main() {
     for (name, choice, document) in documents() {
         put("manifest", name, &[&[choice], document.to_string().as_bytes()].concat());
     }
-    for (name, reference) in [("docker", "docker://[::1]:5000/a/b:c"), ("bare", "host.example/r@sha256:00"), ("oci", "oci:d:t")] {
+    for (name, reference) in
+        [("docker", "docker://[::1]:5000/a/b:c"), ("bare", "host.example/r@sha256:00"), ("oci", "oci:d:t")]
+    {
         put("manifest", name, format!("\x05{reference}").as_bytes());
     }
     put("archive", "oci", &oci_archive());
