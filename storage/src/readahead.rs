@@ -1,8 +1,12 @@
-//! Read-ahead: whether a blob is being read in order, and how far ahead of its readers to fetch.
+//! Read-ahead: whether a blob is being read in order, and how far beyond its readers to fetch.
 //!
 //! Everything here counts in the blob's stored (compressed) bytes. A read that continues no earlier one asks for nothing
-//! ahead. One that does may ask for as much again as its stream has read so far, up to [`MAX_WINDOW`]: so what is read ahead
-//! in vain is never more than what was read, and a long reader reaches the full window within some ten requests.
+//! ahead. One that does, in either direction, may ask for as much again as its stream has read so far, up to [`MAX_WINDOW`]: so
+//! what is read ahead in vain is never more than what was read, and a long reader reaches the full window within some ten
+//! requests.
+//!
+//! Order means order in the blob, in which a directory's files lie together. So a walk over a tree is a stream, and a stream
+//! that runs backwards is what comes of programs that put directories on a stack.
 
 use std::ops::Range;
 
@@ -10,8 +14,9 @@ use std::ops::Range;
 /// being read: enough for 200 MB/s of stored bytes at 40 ms a request.
 pub const MAX_WINDOW: u64 = 16 << 20;
 
-/// How far from where a stream stands a read may be and still continue it, in stored bytes, to either side. Kernel read-ahead
-/// comes in pieces of up to 1 MiB and out of order; a directory's files lie near each other but seldom in the order of names.
+/// How far from a stream's end a read may be and still continue it, in stored bytes; for a short stream, what it has read.
+/// Kernel read-ahead comes in pieces of up to 1 MiB and out of order; a directory's files lie near each other but not always in
+/// the order of names.
 const SLACK: u64 = 512 << 10;
 
 /// Streams told apart in one blob; the one longest unused gives way. More readers than this at a time read without read-ahead.
@@ -27,12 +32,12 @@ pub(crate) struct Streams {
 
 #[derive(Debug)]
 struct Stream {
-    /// Behind the last byte that was read.
-    next: u64,
-    /// Behind the last byte that was asked for, `next` or beyond.
-    ahead: u64,
-    /// Bytes that this stream went through.
-    read: u64,
+    /// From the first to behind the last byte that was read.
+    read: Range<u64>,
+    /// The same for bytes that were asked for: around `read`.
+    asked: Range<u64>,
+    /// Bytes that were read, without those passed over.
+    volume: u64,
     used: u64,
 }
 
@@ -41,7 +46,7 @@ struct Stream {
 pub(crate) struct Ahead {
     /// The bytes to fetch now.
     pub(crate) fetch: Range<u64>,
-    /// When a reader arrives here, [`Streams::read`] should be told.
+    /// When a reader arrives at the chunk with this byte, [`Streams::read`] should be told.
     pub(crate) mark: u64,
 }
 
@@ -54,39 +59,70 @@ impl Streams {
     /// Somebody reads `range`: says what to fetch ahead of him.
     pub(crate) fn read(&mut self, range: &Range<u64>) -> Option<Ahead> {
         self.clock += 1;
-        let found = self
-            .streams
-            .iter_mut()
-            .find(|s| range.start.saturating_add(SLACK) >= s.next && range.start <= s.ahead.saturating_add(SLACK));
-        let Some(stream) = found else {
+        let Some(stream) = self.streams.iter_mut().find(|s| s.goes_on_with(range)) else {
             self.begin(range);
             return None;
         };
         stream.used = self.clock;
-        if range.end <= stream.next {
+        if range.end > stream.read.end {
+            stream.forwards(range, self.size)
+        } else if range.start < stream.read.start {
+            stream.backwards(range)
+        } else {
             // Several who want the same, or a piece out of order: no step ahead.
-            return None;
+            None
         }
-        stream.read += range.end.saturating_sub(stream.next);
-        stream.next = stream.next.max(range.end);
-        let window = stream.read.min(MAX_WINDOW);
-        let from = stream.ahead.max(stream.next);
-        let to = stream.next.saturating_add(window).min(self.size);
-        // Half a window at least, so that requests are large; the rest of the blob however short.
-        if to <= from || (to < self.size && to - from < window / 2) {
-            return None;
-        }
-        stream.ahead = to;
-        Some(Ahead { fetch: from..to, mark: (to - (to - from).min(window / 2)).max(from) })
     }
 
     fn begin(&mut self, range: &Range<u64>) {
-        let stream = Stream { next: range.end, ahead: range.end, read: range.end - range.start, used: self.clock };
+        let volume = range.end - range.start;
+        let stream = Stream { read: range.clone(), asked: range.clone(), volume, used: self.clock };
         if self.streams.len() < MAX_STREAMS {
             self.streams.push(stream);
         } else if let Some(oldest) = self.streams.iter_mut().min_by_key(|s| s.used) {
             *oldest = stream;
         }
+    }
+}
+
+impl Stream {
+    fn goes_on_with(&self, range: &Range<u64>) -> bool {
+        let slack = SLACK.min(self.volume);
+        range.start <= self.asked.end.saturating_add(slack) && range.end.saturating_add(slack) >= self.asked.start
+    }
+
+    fn window(&self) -> u64 {
+        self.volume.min(MAX_WINDOW)
+    }
+
+    fn forwards(&mut self, range: &Range<u64>, size: u64) -> Option<Ahead> {
+        // What was asked for ahead has been read on the way; what was passed over beyond that has not.
+        let from = if range.start <= self.asked.end { self.read.end } else { range.start };
+        self.volume += range.end - from;
+        self.read.end = range.end;
+        self.asked.end = self.asked.end.max(range.end);
+        let from = self.asked.end;
+        let to = range.end.saturating_add(self.window()).min(size);
+        // Half a window at least, so that requests are large; the rest of the blob however short.
+        if to <= from || (to < size && to - from < self.window() / 2) {
+            return None;
+        }
+        self.asked.end = to;
+        Some(Ahead { fetch: from..to, mark: (to - (to - from).min(self.window() / 2)).max(from) })
+    }
+
+    fn backwards(&mut self, range: &Range<u64>) -> Option<Ahead> {
+        let to = if range.end >= self.asked.start { self.read.start } else { range.end };
+        self.volume += to - range.start;
+        self.read.start = range.start;
+        self.asked.start = self.asked.start.min(range.start);
+        let to = self.asked.start;
+        let from = range.start.saturating_sub(self.window());
+        if from >= to || (from > 0 && to - from < self.window() / 2) {
+            return None;
+        }
+        self.asked.start = from;
+        Some(Ahead { fetch: from..to, mark: (from + (to - from).min(self.window() / 2)).min(to - 1) })
     }
 }
 
@@ -126,6 +162,24 @@ mod tests {
     }
 
     #[test]
+    fn a_reader_that_goes_backwards_gets_ahead_too() {
+        let mut streams = Streams::new(SIZE);
+        let step = 100_000;
+        let (mut at, mut fetched) = (SIZE, SIZE);
+        while at > 0 {
+            let range = at.saturating_sub(step)..at;
+            at = range.start;
+            if let Some(ahead) = streams.read(&range) {
+                assert!(ahead.fetch.end <= fetched.min(at) && at - ahead.fetch.start <= (SIZE - at).min(MAX_WINDOW));
+                assert!(ahead.fetch.contains(&ahead.mark));
+                fetched = ahead.fetch.start;
+            }
+        }
+        assert_eq!(fetched, 0);
+        assert_eq!(streams.streams.len(), 1);
+    }
+
+    #[test]
     fn the_same_place_again_is_no_sequence() {
         let mut streams = Streams::new(SIZE);
         for _ in 0..5 {
@@ -153,6 +207,6 @@ mod tests {
             streams.read(&(at..at + 100_000));
         }
         assert_eq!(streams.streams.len(), 1);
-        assert_eq!(streams.streams[0].next, 400_000);
+        assert_eq!(streams.streams[0].read, 0..400_000);
     }
 }
