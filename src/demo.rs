@@ -60,6 +60,9 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) fn run(self, _global: &Global) -> Result<()> {
+        if !rustix::process::geteuid().is_root() {
+            bail!("the demo mounts an image and changes its root directory: run it as root");
+        }
         let mut work = tempfile::Builder::new().prefix("lazo-demo-").tempdir().context("make a temporary directory")?;
         work.disable_cleanup(self.keep);
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start tokio")?;

@@ -77,7 +77,7 @@ impl fmt::Display for Report {
         let Self { bandwidth, latency, built, conversion, entries, starts } = self;
         writeln!(
             f,
-            "image      {} layers, {} entries, {:.0} MB, {:.0} MB as tar+gzip",
+            "image      {} layers of {} entries, {:.0} MB, {:.0} MB as tar+gzip",
             built.layers,
             built.entries,
             megabytes(built.uncompressed),
