@@ -181,6 +181,23 @@ fn for_each_entry<R: std::io::Read>(
     Ok(())
 }
 
+/// Applies an entry to the tree; if it is a regular file, `read` gets its content.
+fn apply<R: std::io::Read>(
+    archive: &mut Archive<R>,
+    merge: &mut Merge,
+    mut entry: Entry,
+    read: impl FnOnce(FileId, &mut Content<'_, R>) -> Result<(), Problem>,
+) -> Result<(), Problem> {
+    let file = match &mut entry.kind {
+        EntryKind::File { size, pieces } => Some((*size, pieces.take())),
+        _ => None,
+    };
+    match (merge.apply(entry)?, file) {
+        (Applied::File(id), Some((size, pieces))) => read(id, &mut Content::new(archive, size, pieces)),
+        _ => Ok(()),
+    }
+}
+
 fn pack<R: std::io::Read>(
     archive: &mut Archive<R>,
     merge: &mut Merge,
@@ -188,39 +205,30 @@ fn pack<R: std::io::Read>(
     plan: &Plan,
     entries_read: &mut u64,
 ) -> Result<(), LayerError> {
-    for_each_entry(archive, |archive, mut entry| {
+    for_each_entry(archive, |archive, entry| {
         *entries_read += 1;
-        let file = match &mut entry.kind {
-            EntryKind::File { size, pieces } => Some((*size, pieces.take())),
-            _ => None,
-        };
-        let (Applied::File(id), Some((size, pieces))) = (merge.apply(entry)?, file) else { return Ok(()) };
-        if plan.live.as_ref().is_some_and(|live| !live.contains(&id)) {
-            return Ok(());
-        }
-        packer.add(id, plan.ranks.get(&id).copied(), &mut Content::new(archive, size, pieces))
+        apply(archive, merge, entry, |id, content| match plan.live.as_ref().is_none_or(|live| live.contains(&id)) {
+            true => packer.add(id, plan.ranks.get(&id).copied(), content),
+            false => Ok(()),
+        })
     })
 }
 
-/// Reads one uncompressed layer as a conversion would, without keeping its data: for tests of hostile archives.
+/// Reads one uncompressed layer as a conversion would, without keeping its data, and counts its entries. For tests and
+/// fuzzing of hostile archives.
 ///
 /// # Errors
 /// The first fault in the archive.
 pub fn check_layer(archive: impl std::io::Read) -> Result<u64, LayerError> {
     let mut merge = Merge::new();
     let mut entries = 0;
-    for_each_entry(&mut Archive::new(archive), |archive, mut entry| {
+    let mut buffer = Vec::new();
+    for_each_entry(&mut Archive::new(archive), |archive, entry| {
         entries += 1;
-        let file = match &mut entry.kind {
-            EntryKind::File { size, pieces } => Some((*size, pieces.take())),
-            _ => None,
-        };
-        if let (Applied::File(_), Some((size, pieces))) = (merge.apply(entry)?, file) {
-            let mut content = Content::new(archive, size, pieces);
-            let mut buffer = Vec::new();
+        apply(archive, &mut merge, entry, |_, content| {
             while content.next(u64::from(lazo_format::DEFAULT_CHUNK_SIZE), &mut buffer)?.is_some() {}
-        }
-        Ok(())
+            Ok(())
+        })
     })?;
     Ok(entries)
 }
