@@ -105,7 +105,8 @@ async fn what_is_kept_is_used_again_and_what_is_spoilt_is_fetched_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn parts_that_contradict_each_other_are_refused_and_nothing_is_kept() {
-    let spoil: [(&str, fn(&mut Parts)); 7] = [
+    type Spoil = fn(&mut Parts);
+    let spoil: [(&str, Spoil); 7] = [
         ("unpacks to", |p| p.diff_id = Some(Digest::sha256_of(b"other"))),
         ("not the one that its chunk index was made for", |p| {
             p.index = Some(lazo_format::encode_index(&p.contents, &vec![0; p.bootstrap.len()]).unwrap());
