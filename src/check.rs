@@ -10,6 +10,7 @@ use lazo_registry::{ImageRef, Source};
 use lazo_storage::check::{ImageReport, Progress, Report, check};
 
 use crate::global::Global;
+use crate::interrupt::interrupted;
 use crate::output::{self, Reported};
 
 /// Read a whole lazo image and verify every digest, down to the last chunk; exit code 1 if anything is wrong
@@ -28,9 +29,16 @@ impl Args {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let bar = Bar::new();
         let report = runtime.block_on(async {
-            let source = Source::open(&self.image, &global.registry_options()).await?;
-            anyhow::Ok(check(&source, &bar).await?)
+            let checked = async {
+                let source = Source::open(&self.image, &global.registry_options()).await?;
+                anyhow::Ok(check(&source, &bar).await?)
+            };
+            tokio::select! {
+                report = checked => report,
+                signal = interrupted() => Err(anyhow::anyhow!("stopped by {signal}")),
+            }
         });
+        runtime.shutdown_background();
         bar.0.finish_and_clear();
         let report = report.with_context(|| format!("cannot check {}", self.image))?;
         match self.json {

@@ -21,9 +21,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::global::Global;
+use crate::interrupt::interrupted;
 use crate::output;
 use link::Link;
 use measure::Bench;
@@ -124,25 +124,6 @@ impl Args {
 
 fn step(what: &str) {
     eprintln!("lazo demo: {what}");
-}
-
-/// Ends with the name of the first signal that asks the demo to stop.
-async fn interrupted() -> &'static str {
-    let kinds =
-        [("SIGINT", SignalKind::interrupt()), ("SIGTERM", SignalKind::terminate()), ("SIGHUP", SignalKind::hangup())];
-    let mut waiting = tokio::task::JoinSet::new();
-    for (name, kind) in kinds {
-        // A signal that cannot be waited for keeps its default: it ends the process.
-        if let Ok(mut signal) = signal(kind) {
-            waiting.spawn(async move { signal.recv().await.map(|()| name) });
-        }
-    }
-    while let Some(received) = waiting.join_next().await {
-        if let Ok(Some(name)) = received {
-            return name;
-        }
-    }
-    std::future::pending().await
 }
 
 async fn build(layout: PathBuf, program: &'static Program) -> Result<image::Built> {

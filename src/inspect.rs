@@ -12,6 +12,7 @@ use lazo_storage::inspect::{Contents, Entry, InspectError, Piece, contents, entr
 use serde::Serialize;
 
 use crate::global::Global;
+use crate::interrupt::interrupted;
 use crate::output;
 
 /// Show what is in a lazo image, or where one of its files lies; downloads only its metadata
@@ -46,8 +47,14 @@ struct Overview {
 impl Args {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        let text = runtime.block_on(self.describe(global)).with_context(|| format!("cannot inspect {}", self.image))?;
-        output::print(text)
+        let text = runtime.block_on(async {
+            tokio::select! {
+                text = self.describe(global) => text,
+                signal = interrupted() => Err(anyhow::anyhow!("stopped by {signal}")),
+            }
+        });
+        runtime.shutdown_background();
+        output::print(text.with_context(|| format!("cannot inspect {}", self.image))?)
     }
 
     async fn describe(&self, global: &Global) -> anyhow::Result<String> {

@@ -7,6 +7,7 @@ mod convert;
 mod demo;
 mod global;
 mod inspect;
+mod interrupt;
 mod mount;
 mod output;
 mod umount;
