@@ -55,10 +55,11 @@ impl Global {
 
     /// How to talk to registries.
     pub(crate) fn registry_options(&self) -> lazo_registry::Options {
-        let mut options = lazo_registry::Options::default();
-        options.plain_http = self.plain_http;
-        options.extra_ca.clone_from(&self.ca);
-        options.auth_file.clone_from(&self.authfile);
-        options
+        lazo_registry::Options {
+            plain_http: self.plain_http,
+            extra_ca: self.ca.clone(),
+            auth_file: self.authfile.clone(),
+            ..lazo_registry::Options::default()
+        }
     }
 }
