@@ -32,6 +32,7 @@ bench: install-deps ## the figures of docs/BENCHMARKS.md, measured on this machi
 
 fuzz: ## every fuzz target for FUZZ_SECONDS (60) each
 	scripts/install-deps --fuzz
+	cd fuzz && cargo run --quiet --package lazo-fuzz-seeds
 	@cd fuzz && for target in $$(cargo fuzz list); do \
 		echo "== $$target: $(FUZZ_SECONDS) s"; \
 		RUSTC_BOOTSTRAP=1 cargo fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 || exit 1; \
