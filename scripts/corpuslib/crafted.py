@@ -12,7 +12,6 @@ CHUNK = 256 * KIB
 
 # What `umoci unpack` (0.4.7) on ext4 shows otherwise than lazo means to: path, field, reason. Read by the tests.
 EXCEPTIONS = [
-    ("odd/xattr/user", "xattrs", "an empty PAX value means no value to Go's archive/tar, an empty attribute to GNU tar"),
     ("odd/loose", "mtime", "making the directories that no entry names changes it while unpacking"),
     ("odd/loose/implied", "mtime", "no entry in any layer: the unpacking time"),
     ("odd/loose/implied/a", "mtime", "no entry in any layer: the unpacking time"),

@@ -65,13 +65,13 @@ fn record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
 
 impl Pax {
     fn apply(&mut self, key: &[u8], value: &[u8], max_sparse_numbers: usize) -> Result<(), Problem> {
+        // An empty value withdraws the record; every runtime's tar reader (Go's) takes an xattr without a value so, too.
+        if value.is_empty() {
+            return Ok(());
+        }
         if let Some(name) = key.strip_prefix(XATTR_PREFIX) {
             self.xattrs.retain(|x| *x.name != *name);
             self.xattrs.push(Xattr { name: name.into(), value: value.into() });
-            return Ok(());
-        }
-        // An empty value withdraws the record.
-        if value.is_empty() {
             return Ok(());
         }
         match key {

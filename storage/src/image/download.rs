@@ -57,8 +57,15 @@ pub(super) async fn download(
         write_synced(dir, name, content)?;
     }
     sync(dir)?;
+    // Other processes may be at the same image: one at a time from here on, and the first one's is as good as this one.
+    let installing = File::open(images).and_then(|dir| dir.lock().map(|()| dir)).map_err(Error::io("lock", images))?;
+    if let Some(kept) = keep::open(images, &digest) {
+        return Ok(kept);
+    }
     install(temporary, images, &digest)?;
-    match keep::open(images, &digest) {
+    let kept = keep::open(images, &digest);
+    drop(installing);
+    match kept {
         Some(kept) => Ok(kept),
         None => damaged(name, "what was just downloaded cannot be read back; is the state directory's disk in order?"),
     }
@@ -154,22 +161,16 @@ fn verify(image: &str, bootstrap: &Mapped, index: &Mapped) -> Result<()> {
 fn install(temporary: tempfile::TempDir, images: &Path, digest: &Digest) -> Result<()> {
     let target = images.join(digest.hex());
     let failed = || Error::io("install the image as", &target);
-    // What is there already could not be used, or another process has just put it there; either way this one is as good.
+    // What is there already could not be used.
     let aside = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(images).map_err(failed())?;
     match std::fs::rename(&target, aside.path().join("replaced")) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed()(error)),
         _ => {}
     }
-    match std::fs::rename(temporary.path(), &target) {
-        Ok(()) => {
-            // It is no temporary directory any more.
-            let _ = temporary.keep();
-            sync(images)
-        }
-        // Another process was quicker; its image has been verified as this one.
-        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
-        Err(error) => Err(failed()(error)),
-    }
+    std::fs::rename(temporary.path(), &target).map_err(failed())?;
+    // It is no temporary directory any more.
+    let _ = temporary.keep();
+    sync(images)
 }
 
 fn open(dir: &Path, name: &str) -> Result<(File, Mapped)> {
