@@ -143,6 +143,12 @@ impl<'p> ChunkWriter<'p> {
         self.pool
     }
 
+    /// What the writer itself failed of, when the chunks do not all come any more.
+    pub(crate) fn failure(self) -> Option<Problem> {
+        drop(self.results);
+        self.writer.join().map_or(Some(Problem::Panicked), Result::err)
+    }
+
     /// Waits for all chunks.
     pub(crate) fn finish(self) -> Result<Spool, Problem> {
         drop(self.results);
@@ -175,4 +181,25 @@ fn write_in_order(done: &Receiver<Done>, file: File, path: PathBuf) -> Result<Sp
     }
     file.flush().map_err(Problem::Spool)?;
     Ok(Spool { path, chunks, size, digest: hasher.finish() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_that_is_given_up_has_not_failed_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = Pool::start(1, 1).unwrap();
+        let begin = |name| {
+            let mut writer = ChunkWriter::create(&pool, &dir.path().join(name)).unwrap();
+            let (first, _) = (writer.reserve().unwrap(), writer.reserve().unwrap());
+            (writer, first)
+        };
+        let (writer, _) = begin("given up");
+        assert!(writer.failure().is_none());
+        let (mut writer, first) = begin("failed");
+        writer.push(first, vec![0; 100]).unwrap();
+        assert!(matches!(writer.failure(), Some(Problem::Encode(_))), "100 bytes are no chunk");
+    }
 }

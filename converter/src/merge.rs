@@ -3,7 +3,7 @@
 //! Layers are applied in order, lowest first. Every name remembers the layer that put it there, so that a whiteout or an
 //! opaque mark hides what lies below its layer and nothing of the layer itself, wherever in the archive it stands.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use lazo_format::{Meta, Timestamp, Xattr};
 
@@ -16,6 +16,13 @@ const MAX_SYMLINKS: usize = 40;
 const MAX_DEPTH: usize = 1024;
 /// Objects in an image. A node takes about 250 bytes, so the tree stays under 3 GB; real images have under 10^6.
 pub(crate) const MAX_NODES: usize = 10_000_000;
+/// Bytes that names, link targets and extended attributes of all layers may take in memory; a name counts [`NAME_BYTES`] more
+/// than its length, an attribute [`XATTR_BYTES`]. Real images stay under 100 MB.
+const MAX_TEXT: u64 = 2 << 30;
+/// What a name takes in its directory beside its own bytes.
+const NAME_BYTES: usize = 64;
+/// What an extended attribute takes beside its own bytes.
+const XATTR_BYTES: usize = 64;
 /// Longest name: NAME_MAX.
 const MAX_NAME: usize = 255;
 /// Longest link target: PATH_MAX with its NUL.
@@ -89,6 +96,10 @@ pub(crate) struct Merge {
     nodes: Vec<Node>,
     layer: u16,
     files: u32,
+    /// Bytes counted against [`MAX_TEXT`]; they only grow, whatever is hidden later.
+    text: u64,
+    /// Directories in which the current layer has hidden everything older, so that marks said again cost nothing.
+    hidden: HashSet<NodeRef>,
     pub(crate) warnings: Warnings,
 }
 
@@ -97,7 +108,7 @@ const ROOT: NodeRef = NodeRef(0);
 impl Merge {
     pub(crate) fn new() -> Self {
         let root = Node { meta: implied_meta(), kind: Kind::Directory(BTreeMap::new()) };
-        Self { nodes: vec![root], layer: 0, files: 0, warnings: Warnings::default() }
+        Self { nodes: vec![root], layer: 0, files: 0, text: 0, hidden: HashSet::new(), warnings: Warnings::default() }
     }
 
     pub(crate) fn root(&self) -> NodeRef {
@@ -121,6 +132,7 @@ impl Merge {
     /// What follows belongs to the layer of this number.
     pub(crate) fn begin_layer(&mut self, layer: u16) {
         self.layer = layer;
+        self.hidden.clear();
     }
 
     /// Applies one entry of the current layer.
@@ -146,7 +158,7 @@ impl Merge {
         if !matches!(entry.kind, EntryKind::Directory) {
             return Err(Problem::Path("the root can only be a directory"));
         }
-        self.nodes[0].meta = self.clean_meta(entry.meta);
+        self.nodes[0].meta = self.clean_meta(entry.meta)?;
         Ok(Applied::Other)
     }
 
@@ -168,16 +180,16 @@ impl Merge {
     }
 
     fn apply_directory(&mut self, parent: NodeRef, name: &[u8], meta: Meta) -> Result<Applied, Problem> {
-        let meta = self.clean_meta(meta);
+        let meta = self.clean_meta(meta)?;
         let existing = self.child(parent, name).map(|c| c.node).filter(|n| self.is_directory(*n));
         match existing {
             Some(node) => {
                 self.nodes[node.0 as usize].meta = meta;
-                self.link(parent, name, node);
+                self.link(parent, name, node)?;
             }
             None => {
                 let node = self.add_node(Node { meta, kind: Kind::Directory(BTreeMap::new()) })?;
-                self.link(parent, name, node);
+                self.link(parent, name, node)?;
             }
         }
         Ok(Applied::Other)
@@ -192,7 +204,7 @@ impl Merge {
         if self.is_directory(node) {
             return Err(fail("is a directory"));
         }
-        self.link(parent, name, node);
+        self.link(parent, name, node)?;
         Ok(Applied::Other)
     }
 
@@ -203,7 +215,10 @@ impl Merge {
                 self.files += 1;
                 (Kind::File { id, size }, Applied::File(id))
             }
-            EntryKind::Symlink(target) => (Kind::Symlink(checked_target(target)?), Applied::Other),
+            EntryKind::Symlink(target) => {
+                self.count_text(target.len())?;
+                (Kind::Symlink(checked_target(target)?), Applied::Other)
+            }
             EntryKind::CharDevice(0, 0) => {
                 let what = "a character device 0:0, which overlayfs takes for a whiteout and no runtime can create";
                 return Err(Problem::Unsupported(what.into()));
@@ -215,14 +230,14 @@ impl Merge {
         if let Kind::CharDevice(major, minor) | Kind::BlockDevice(major, minor) = kind {
             check_device(major, minor)?;
         }
-        let meta = self.clean_meta(entry.meta);
+        let meta = self.clean_meta(entry.meta)?;
         let node = self.add_node(Node { meta, kind })?;
-        self.link(parent, name, node);
+        self.link(parent, name, node)?;
         Ok(applied)
     }
 
     /// Drops the xattrs that must not or cannot be passed on, counting them.
-    fn clean_meta(&mut self, mut meta: Meta) -> Meta {
+    fn clean_meta(&mut self, mut meta: Meta) -> Result<Meta, Problem> {
         meta.xattrs.retain(|xattr| match xattr_fate(xattr) {
             XattrFate::Keep => true,
             XattrFate::Overlay => {
@@ -234,7 +249,18 @@ impl Merge {
                 false
             }
         });
-        meta
+        self.count_text(meta.xattrs.iter().map(|x| x.name.len() + x.value.len() + XATTR_BYTES).sum())?;
+        Ok(meta)
+    }
+
+    fn count_text(&mut self, bytes: usize) -> Result<(), Problem> {
+        self.text = self.text.saturating_add(bytes as u64);
+        match self.text {
+            0..=MAX_TEXT => Ok(()),
+            _ => {
+                Err(Problem::TooMany { what: "bytes of names, link targets and extended attributes", limit: MAX_TEXT })
+            }
+        }
     }
 
     fn add_node(&mut self, node: Node) -> Result<NodeRef, Problem> {
@@ -247,9 +273,16 @@ impl Merge {
             .map_err(|_| Problem::TooMany { what: "entries in the image", limit: MAX_NODES as u64 })
     }
 
-    fn link(&mut self, parent: NodeRef, name: &[u8], node: NodeRef) {
-        let layer = self.layer;
-        self.children_mut(parent).insert(name.into(), Child { node, layer });
+    /// Puts a name into a directory, in place of one that is there.
+    fn link(&mut self, parent: NodeRef, name: &[u8], node: NodeRef) -> Result<(), Problem> {
+        let child = Child { node, layer: self.layer };
+        if let Some(there) = self.children_mut(parent).get_mut(name) {
+            *there = child;
+            return Ok(());
+        }
+        self.count_text(name.len() + NAME_BYTES)?;
+        self.children_mut(parent).insert(name.into(), child);
+        Ok(())
     }
 
     fn child(&self, parent: NodeRef, name: &[u8]) -> Option<Child> {
@@ -281,18 +314,22 @@ impl Merge {
         if !own && holds_some {
             // The layer never listed this directory: it only implied it, so nothing of the lower one shows.
             self.nodes[child.node.0 as usize].meta = implied_meta();
-            self.link(parent, name, child.node);
+            let layer = self.layer;
+            self.children_mut(parent).insert(name.into(), Child { layer, ..child });
         }
         own || holds_some
     }
 
     /// Removes all names below `directory` that the current layer did not put there. Whether any is left.
     fn hide_lower_children(&mut self, directory: NodeRef) -> bool {
-        // Depth is bounded by MAX_DEPTH, since every directory was reached by a path.
-        let names: Vec<Box<[u8]>> = self.children_mut(directory).keys().cloned().collect();
-        for name in &names {
-            if !self.keeps(directory, name) {
-                self.children_mut(directory).remove(name);
+        // What comes after this in the layer is the layer's own, so that once is enough.
+        if self.hidden.insert(directory) {
+            // Depth is bounded by MAX_DEPTH, since every directory was reached by a path.
+            let names: Vec<Box<[u8]>> = self.children_mut(directory).keys().cloned().collect();
+            for name in &names {
+                if !self.keeps(directory, name) {
+                    self.children_mut(directory).remove(name);
+                }
             }
         }
         !self.children_mut(directory).is_empty()
@@ -325,7 +362,7 @@ impl Merge {
                         return Err(Problem::Path("a name is longer than 255 bytes"));
                     }
                     let node = self.add_node(Node { meta: implied_meta(), kind: Kind::Directory(BTreeMap::new()) })?;
-                    self.link(here, &name, node);
+                    self.link(here, &name, node)?;
                     node
                 }
                 None => return Ok(None),

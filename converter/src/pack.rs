@@ -147,7 +147,7 @@ impl<'p> LayerPacker<'p> {
     /// The reason for which an `add` failed: the writer's own, if it was the writer that gave up.
     pub(crate) fn into_failure(self, otherwise: LayerError) -> LayerError {
         match otherwise.problem() {
-            Problem::Interrupted => self.body.writer.finish().err().map_or(otherwise, LayerError::from),
+            Problem::Interrupted => self.body.writer.failure().map_or(otherwise, LayerError::from),
             _ => otherwise,
         }
     }

@@ -51,6 +51,10 @@ pub(super) fn parse(mut bytes: &[u8], max_sparse_numbers: usize) -> Result<Pax, 
         bytes = rest;
         pax.apply(key, value, max_sparse_numbers)?;
     }
+    // Of several records of one name the last counts. The order of xattrs means nothing.
+    pax.xattrs.reverse();
+    pax.xattrs.sort_by(|a, b| a.name.cmp(&b.name));
+    pax.xattrs.dedup_by(|later, first| later.name == first.name);
     Ok(pax)
 }
 
@@ -70,7 +74,6 @@ impl Pax {
             return Ok(());
         }
         if let Some(name) = key.strip_prefix(XATTR_PREFIX) {
-            self.xattrs.retain(|x| *x.name != *name);
             self.xattrs.push(Xattr { name: name.into(), value: value.into() });
             return Ok(());
         }
@@ -141,6 +144,15 @@ mod tests {
         let pax = parse(&bytes, 10).unwrap();
         assert_eq!(&*pax.xattrs[0].value, value);
         assert_eq!(pax.path.unwrap(), b"dir/name\nwith line");
+    }
+
+    #[test]
+    fn the_last_of_one_name_counts() {
+        let records = [("user.b", b"1"), ("user.a", b"2"), ("user.b", b"3")];
+        let bytes = records.map(|(name, value)| one(&format!("SCHILY.xattr.{name}"), value)).concat();
+        let xattrs = parse(&bytes, 10).unwrap().xattrs;
+        let xattrs: Vec<(&[u8], &[u8])> = xattrs.iter().map(|x| (&*x.name, &*x.value)).collect();
+        assert_eq!(xattrs, [(&b"user.a"[..], &b"2"[..]), (b"user.b", b"3")]);
     }
 
     #[test]

@@ -233,3 +233,38 @@ fn marks_of_aufs_are_ignored_and_overlay_xattrs_dropped() {
     assert_eq!(kept, [&b"user.kept"[..], b"trusted.kept", b"security.capability"]);
     assert_eq!((merge.warnings.overlay_xattrs, merge.warnings.unsupported_xattrs), (1, 1));
 }
+
+#[test]
+fn marks_said_again_cost_nothing() {
+    let mut merge = merged(&[&[("/d/old", Item::File(1))], &[]]);
+    for number in 0..20_000 {
+        merge.apply(entry(&format!("d/{number}"), file())).unwrap();
+    }
+    let started = std::time::Instant::now();
+    for _ in 0..20_000 {
+        apply(&mut merge, "/d", &Item::Opaque).unwrap();
+        apply(&mut merge, "/d", &Item::Whiteout).unwrap();
+    }
+    // A walk over the directory for each mark would take minutes.
+    assert!(started.elapsed() < std::time::Duration::from_secs(10), "{:?}", started.elapsed());
+    assert_eq!(shown(&merge).len(), 1 + 20_000);
+}
+
+#[test]
+fn what_names_links_and_attributes_take_is_bounded() {
+    let big = |merge: &mut Merge| merge.text = MAX_TEXT - 100;
+    let full =
+        |applied: Result<Applied, Problem>| assert!(matches!(applied, Err(Problem::TooMany { .. })), "{applied:?}");
+    let mut merge = merged(&[&[("/f", Item::File(1))]]);
+    big(&mut merge);
+    merge.apply(entry("f", file())).unwrap();
+    full(merge.apply(entry(&"n".repeat(200), file())));
+    big(&mut merge);
+    full(merge.apply(entry("f", EntryKind::Symlink(vec![b't'; 200]))));
+    big(&mut merge);
+    let xattr = Xattr { name: (*b"user.x").into(), value: vec![0; 200].into() };
+    full(merge.apply(Entry { path: b"f".to_vec(), meta: Meta { xattrs: vec![xattr], ..meta(1) }, kind: file() }));
+    big(&mut merge);
+    merge.apply(entry("a", EntryKind::HardLink(b"f".to_vec()))).unwrap();
+    full(merge.apply(entry("b", EntryKind::HardLink(b"f".to_vec()))));
+}
