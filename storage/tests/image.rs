@@ -106,7 +106,7 @@ async fn what_is_kept_is_used_again_and_what_is_spoilt_is_fetched_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn parts_that_contradict_each_other_are_refused_and_nothing_is_kept() {
     type Spoil = fn(&mut Parts);
-    let spoil: [(&str, Spoil); 7] = [
+    let spoil: [(&str, Spoil); 8] = [
         ("unpacks to", |p| p.diff_id = Some(Digest::sha256_of(b"other"))),
         ("not the one that its chunk index was made for", |p| {
             p.index = Some(lazo_format::encode_index(&p.contents, &vec![0; p.bootstrap.len()]).unwrap());
@@ -120,6 +120,7 @@ async fn parts_that_contradict_each_other_are_refused_and_nothing_is_kept() {
             chunk.device_size += 4096;
         }),
         ("version \"v9\"", |p| p.version = "v9"),
+        ("extended tar header", |p| p.extended_header = Some(32 << 20)),
     ];
     for (expected, spoil) in spoil {
         let place = Place::new();

@@ -115,8 +115,12 @@ fn unpack(layer: File, dir: &Path, diff_id: &Digest, image: &str) -> Result<()> 
     let unpacked = MultiGzDecoder::new(io::BufReader::with_capacity(BUFFER, layer)).take(MAX_UNPACKED);
     let mut archive = tar::Archive::new(Hashing { inner: unpacked, hasher: Hasher::new(diff_id.algorithm()) });
     let (mut bootstrap, mut index) = (false, false);
-    for entry in archive.entries().map_err(failed())? {
+    // Raw: otherwise the crate reads extended headers, which may be gigabytes of zeros, into memory.
+    for entry in archive.entries().map_err(failed())?.raw(true) {
         let mut entry = entry.map_err(failed())?;
+        if is_extended_header(entry.header().entry_type()) {
+            return damaged(image, "its bootstrap layer has an extended tar header, for which there is no need");
+        }
         let path = entry.path_bytes();
         let (name, seen) = match path.strip_prefix(b"./").unwrap_or(&path) {
             path if path == BOOTSTRAP_PATH.as_bytes() => (BOOTSTRAP, &mut bootstrap),
@@ -144,6 +148,14 @@ fn unpack(layer: File, dir: &Path, diff_id: &Digest, image: &str) -> Result<()> 
         return damaged(image, &format!("its bootstrap layer has not both {BOOTSTRAP_PATH} and {INDEX_PATH}"));
     }
     Ok(())
+}
+
+/// Whether an entry of a tar changes the meaning of the next one, as long names and PAX records do.
+fn is_extended_header(kind: tar::EntryType) -> bool {
+    kind.is_gnu_longname()
+        || kind.is_gnu_longlink()
+        || kind.is_pax_local_extensions()
+        || kind.is_pax_global_extensions()
 }
 
 /// The rest of the chain: the index is sound, and names this bootstrap.

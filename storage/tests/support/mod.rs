@@ -116,6 +116,7 @@ impl TreeBuilder {
             index: None,
             diff_id: None,
             version: BOOTSTRAP_VERSION,
+            extended_header: None,
         }
     }
 }
@@ -130,6 +131,8 @@ pub(crate) struct Parts {
     /// In place of the bootstrap layer's own.
     pub(crate) diff_id: Option<Digest>,
     pub(crate) version: &'static str,
+    /// An extended tar header of so many bytes, before the files of the bootstrap layer.
+    pub(crate) extended_header: Option<u64>,
 }
 
 impl Parts {
@@ -138,7 +141,8 @@ impl Parts {
         let reference = ImageRef::OciLayout { path: dir.to_owned(), tag: Some("lazo".to_owned()) };
         let destination = Destination::open(&reference, &Options::default()).await.unwrap();
         let index = self.index.clone().unwrap_or_else(|| encode_index(&self.contents, &self.bootstrap).unwrap());
-        let tar = tar_of(&[(INDEX_PATH, &index), (BOOTSTRAP_PATH, &self.bootstrap)]);
+        let mut tar = self.extended_header.map_or_else(Vec::new, long_name);
+        tar.extend(tar_of(&[(INDEX_PATH, &index), (BOOTSTRAP_PATH, &self.bootstrap)]));
         let diff_id = self.diff_id.unwrap_or_else(|| Digest::sha256_of(&tar));
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(&tar).unwrap();
@@ -170,6 +174,17 @@ async fn put(destination: &Destination, kind: MediaType, bytes: Vec<u8>, annotat
         result.set_annotations(Some(annotations.collect()));
     }
     result
+}
+
+/// A GNU long name in a tar, made of so many zeros.
+fn long_name(length: u64) -> Vec<u8> {
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::GNULongName);
+    header.set_size(length);
+    header.set_cksum();
+    let mut bytes = header.as_bytes().to_vec();
+    bytes.resize(bytes.len() + length.next_multiple_of(512) as usize, 0);
+    bytes
 }
 
 fn tar_of(files: &[(&str, &[u8])]) -> Vec<u8> {
