@@ -14,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, bail};
 use lazo_daemon::MountOptions;
 use lazo_registry::{ImageRef, Platform};
+use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::global::Global;
 use crate::output;
@@ -110,6 +111,8 @@ impl Args {
 
     fn serve_in_background(&self, global: &Global, log: &Path) -> anyhow::Result<()> {
         let served = self.options(global).and_then(|options| {
+            // Nobody wants the mount any more when the command is gone before there is one.
+            set_parent_process_death_signal(Some(Signal::TERM)).context("cannot ask to hear of the command's end")?;
             rustix::process::setsid().context("cannot leave the session of the terminal")?;
             std::env::set_current_dir("/")?;
             Ok(lazo_daemon::serve(&options, || say_ready(log))?)
@@ -125,6 +128,7 @@ impl Args {
         let log = global.absolute()?.run_dir.join("logs").join(log_name(&std::path::absolute(&self.dir)?));
         let failed = || format!("cannot write the log {}; choose another place with --run-dir", log.display());
         let file = open_log(&log).with_context(failed)?;
+        let log_start = file.metadata().with_context(failed)?.len();
         let mut child = Command::new("/proc/self/exe")
             .arg0("lazo")
             .args(std::env::args_os().skip(1))
@@ -140,7 +144,7 @@ impl Args {
         }
         match said.as_str() {
             READY => Ok(()),
-            "" => bail!("{}", last_words(&mut child, &log)),
+            "" => bail!("{}", last_words(&mut child, &log, log_start)),
             error => bail!("{error}"),
         }
     }
@@ -148,6 +152,7 @@ impl Args {
 
 /// Tells the parent, and lets go of the pipe.
 fn say_ready(log: &Path) -> io::Result<()> {
+    set_parent_process_death_signal(None)?;
     let mut stdout = io::stdout();
     stdout.write_all(READY.as_bytes())?;
     stdout.flush()?;
@@ -170,9 +175,11 @@ fn open_log(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).open(path)
 }
 
-fn last_words(child: &mut Child, log: &Path) -> String {
+/// What to say of a process that has said nothing: the end of its log, which began at `start`.
+fn last_words(child: &mut Child, log: &Path, start: u64) -> String {
     let status = child.wait().map_or_else(|e| e.to_string(), |s| s.to_string());
     let text = std::fs::read(log).unwrap_or_default();
+    let text = text.get(usize::try_from(start).unwrap_or(usize::MAX)..).unwrap_or_default();
     let tail = String::from_utf8_lossy(&text[text.len().saturating_sub(LOG_TAIL)..]).into_owned();
     format!("the process that was to serve the mount ended ({status}); the end of its log {}:\n{tail}", log.display())
 }

@@ -39,7 +39,7 @@ pub enum Error {
     },
     /// The mount is gone, its process is not.
     #[error("{} is unmounted, but process {pid} still serves it after {seconds} s: a container or another mount namespace may \
-             have a copy of the mount; its log is {}", path.display(), log.display())]
+             have a copy of the mount; its log is {log}", path.display())]
     StillServing {
         /// The mount point.
         path: PathBuf,
@@ -48,7 +48,13 @@ pub enum Error {
         /// How long was waited.
         seconds: i64,
         /// Its log.
-        log: PathBuf,
+        log: String,
+    },
+    /// A signal came before there was a mount.
+    #[error("told to end while opening {image}; nothing was mounted")]
+    Interrupted {
+        /// The image.
+        image: String,
     },
     /// A system call or file.
     #[error("cannot {what}")]

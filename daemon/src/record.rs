@@ -17,14 +17,14 @@ use crate::kernel::{self, Mounted};
 /// it to take longer.
 const END: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 
-/// What is known of a mount.
+/// What is known of a mount. It is for people and messages, so that paths which are not UTF-8 may lose something.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Content {
     pub(crate) pid: u32,
     pub(crate) image: String,
     pub(crate) manifest: String,
-    pub(crate) mount_point: PathBuf,
-    pub(crate) log: Option<PathBuf>,
+    pub(crate) mount_point: String,
+    pub(crate) log: Option<String>,
 }
 
 /// The record of a mount that this process serves. Goes with it.
@@ -80,9 +80,15 @@ impl Server {
         // One that is just being written does not parse: its mount is not ready yet.
         let content: Content = serde_json::from_str(&text).ok()?;
         let pid = Pid::from_raw(i32::try_from(content.pid).ok()?)?;
-        let process = pidfd_open(pid, PidfdFlags::empty()).ok()?;
+        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {
+            remove_stale(record);
+            return None;
+        };
         // Locked after its process was opened, so that this is the process that holds the lock, and no later one with its number.
         let locked = flock(&file, FlockOperation::NonBlockingLockShared).is_err();
+        if !locked {
+            remove_stale(record);
+        }
         locked.then_some(Self { content, process })
     }
 
@@ -93,6 +99,12 @@ impl Server {
         let ended = poll(&mut process, Some(&END)).map_err(failed())?;
         Ok(ended > 0)
     }
+}
+
+/// Removes the record of a process that was killed.
+fn remove_stale(record: &Path) {
+    // If it stays, it is not locked, and so means nothing.
+    let _ = fs::remove_file(record);
 }
 
 /// Unmounts the lazo image at `path` and waits until the process that serves it has ended.

@@ -54,7 +54,7 @@ pub struct MountOptions {
 }
 
 /// Mounts an image and serves it until it is unmounted or the process is told to end (SIGTERM, SIGINT, SIGHUP). Calls `ready`
-/// when the mount can be used; if that fails, the mount is taken back.
+/// on the caller's thread when the mount can be used; if that fails, the mount is taken back.
 ///
 /// # Errors
 /// When the image cannot be opened or mounted, or the session with the kernel breaks.
@@ -72,8 +72,14 @@ fn run(
     runtime: &Runtime,
     ready: impl FnOnce() -> io::Result<()>,
 ) -> Result<()> {
-    let signals = runtime.block_on(async { Signals::new() }).map_err(Error::io::<io::Error>("watch for signals"))?;
-    let (image, source) = runtime.block_on(open(options))?;
+    let mut signals =
+        runtime.block_on(async { Signals::new() }).map_err(Error::io::<io::Error>("watch for signals"))?;
+    let (image, source) = runtime.block_on(async {
+        tokio::select! {
+            opened = open(options) => opened,
+            () = signals.next() => Err(Error::Interrupted { image: options.image.to_string() }),
+        }
+    })?;
     let index = Arc::clone(image.index());
     let reader = Arc::new(Reader::new(index, Arc::new(source), &options.state_dir, runtime.handle().clone()));
     let (name, manifest) = (image.name().to_owned(), image.manifest_digest().to_string());
@@ -95,8 +101,8 @@ fn run(
         pid: std::process::id(),
         image: name.clone(),
         manifest: manifest.clone(),
-        mount_point: mount_point.to_owned(),
-        log: options.log.clone(),
+        mount_point: mount_point.display().to_string(),
+        log: options.log.as_ref().map(|log| log.display().to_string()),
     };
     let record = Record::write(&options.run_dir, &mounted, &content)?;
     tracing::info!(image = name, manifest, mount_point = %mount_point.display(), "mounted");

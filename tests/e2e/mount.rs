@@ -209,3 +209,42 @@ fn what_cannot_be_mounted_is_refused_in_words() {
     assert!(is_mounted(mounted.path()));
     mounted.umount();
 }
+
+#[test]
+fn a_mount_that_hangs_ends_when_it_is_told_to_or_nobody_waits_for_it() {
+    let scratch = Scratch::new();
+    // Takes connections and never answers.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let image = format!("docker://{}/image:tag", silent.local_addr().expect("its address"));
+    let dir = scratch.dir("mount");
+    let hangs = |arguments: &[&str]| {
+        let child = scratch.lazo(["mount", &image]).arg(&dir).args(arguments).spawn().expect("lazo");
+        drop(silent.accept().expect("a connection"));
+        // The one after it stays, so that the answer is waited for.
+        let connection = silent.accept().expect("a second attempt");
+        (child, connection)
+    };
+    let (mut foreground, _connection) = hangs(&["--foreground"]);
+    kill_process(Pid::from_child(&foreground), Signal::TERM).expect("it lives");
+    assert!(!foreground.wait().expect("its end").success());
+
+    let (mut command, _connection) = hangs(&[]);
+    let children = format!("/proc/{0}/task/{0}/children", command.id());
+    let server: i32 = fs::read_to_string(children).expect("its children").trim().parse().expect("one of them");
+    command.kill().expect("it lives");
+    command.wait().expect("its end");
+    wait_for_end(Pid::from_raw(server).expect("a process"));
+    assert!(!is_mounted(&dir));
+}
+
+#[test]
+fn a_mount_point_need_not_be_utf8() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let scratch = Scratch::new();
+    let dir = scratch.join("mount").join(std::ffi::OsStr::from_bytes(b"not\xffutf8 and\na line"));
+    fs::create_dir_all(&dir).expect("a directory");
+    crate::support::stdout_of(scratch.lazo(["mount", &small()]).arg(&dir));
+    assert!(dir.join("odd").is_dir());
+    crate::support::stdout_of(scratch.lazo(["umount"]).arg(&dir));
+    assert!(!dir.join("odd").exists());
+}
