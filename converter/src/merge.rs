@@ -230,7 +230,11 @@ impl Merge {
         if let Kind::CharDevice(major, minor) | Kind::BlockDevice(major, minor) = kind {
             check_device(major, minor)?;
         }
-        let meta = self.clean_meta(entry.meta)?;
+        let mut meta = self.clean_meta(entry.meta)?;
+        if matches!(kind, Kind::Symlink(_)) {
+            // Linux knows no others, whatever the archive says: so does every unpacked tree show them.
+            meta.permissions = 0o777;
+        }
         let node = self.add_node(Node { meta, kind })?;
         self.link(parent, name, node)?;
         Ok(applied)

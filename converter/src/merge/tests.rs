@@ -152,6 +152,8 @@ fn parents_through_symbolic_links() {
     merge.apply(entry("lib", EntryKind::Symlink(b"usr/lib".to_vec()))).unwrap();
     merge.apply(entry("up", EntryKind::Symlink(b"../../../usr".to_vec()))).unwrap();
     merge.apply(entry("abs", EntryKind::Symlink(b"/usr/./lib/".to_vec()))).unwrap();
+    let link = merge.child(ROOT, b"lib").unwrap().node;
+    assert_eq!(merge.node(link).meta.permissions, 0o777, "all that Linux knows, not the archive's 0755");
     for path in ["lib/a", "up/lib/b", "abs/c"] {
         merge.apply(entry(path, file())).unwrap();
     }
