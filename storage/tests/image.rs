@@ -185,3 +185,24 @@ async fn a_reader_gets_files_from_a_layout() {
     reader.read(lazo_format::BlobIndex(0), DeviceAddr(0), &mut buf).await.unwrap();
     assert!(buf == content);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_killed_processes_left_behind_is_removed() {
+    let place = Place::new();
+    let images = place.state().join("images");
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(120);
+    let make = |name: &str| {
+        fs::create_dir_all(images.join(name)).unwrap();
+        fs::write(images.join(name).join("bootstrap"), b"part").unwrap();
+        let dir = fs::File::open(images.join(name)).unwrap();
+        dir.set_modified(old).unwrap();
+        dir
+    };
+    drop(make(".tmp-killed"));
+    make(".tmp-new").set_modified(std::time::SystemTime::now()).unwrap();
+    let alive = make(".tmp-alive");
+    alive.lock().unwrap();
+    assert!(has_passwd(&place.open(&parts()).await.unwrap()));
+    let left = |name: &str| images.join(name).exists();
+    assert_eq!([".tmp-killed", ".tmp-new", ".tmp-alive"].map(left), [false, true, true]);
+}

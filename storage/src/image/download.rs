@@ -1,8 +1,9 @@
 //! Downloads what a mount needs at once, verifies it, and puts it under `STATE/images`.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read, Seek as _, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use flate2::read::MultiGzDecoder;
 use futures_util::StreamExt as _;
@@ -31,6 +32,24 @@ const BUFFER: usize = 128 << 10;
 /// Prefix of directories in the making, below `STATE/images`.
 const TEMPORARY: &str = ".tmp-";
 
+/// Age from which an unlocked one is a killed process's: far more than passes between its making and its lock.
+const STALE_AGE: Duration = Duration::from_secs(60);
+
+/// What the bootstrap layer holds.
+struct Unpacked {
+    bootstrap: File,
+    index: File,
+}
+
+/// Where it is unpacked to.
+#[derive(Clone, Copy)]
+enum Names {
+    /// Files of their names.
+    Kept,
+    /// Files without names, which go with the process.
+    None,
+}
+
 /// Downloads bootstrap layer and config, verifies them, and keeps them.
 pub(super) async fn download(
     source: &Source,
@@ -43,13 +62,15 @@ pub(super) async fn download(
     let config = source.document(manifest.manifest.config()).await?;
     let diff_id = last_diff_id(name, &config.bytes)?;
     make_dir(images).map_err(Error::io("make the directory", images))?;
+    remove_stale(images);
     let temporary = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(images);
     let temporary = temporary.map_err(Error::io("make a directory in", images))?;
     let dir = temporary.path();
+    let in_use = File::open(dir).and_then(|dir| dir.lock().map(|()| dir)).map_err(Error::io("lock", dir))?;
 
     let layer = fetch_layer(source, dir, layout.bootstrap, name).await?;
-    unpack(layer, dir, &diff_id, name)?;
-    let (bootstrap, index) = (open(dir, BOOTSTRAP)?, open(dir, INDEX)?);
+    let unpacked = unpack(layer, dir.to_owned(), Names::Kept, diff_id, name.to_owned()).await?;
+    let (bootstrap, index) = (with_map(unpacked.bootstrap, dir)?, with_map(unpacked.index, dir)?);
     verify(name, &bootstrap.1, &index.1)?;
     let files = [(BOOTSTRAP, &bootstrap.0, &bootstrap.1), (INDEX, &index.0, &index.1)];
     let stamp = Stamp::of(&files).and_then(|s| s.to_json()).map_err(Error::io("read", dir))?;
@@ -64,14 +85,14 @@ pub(super) async fn download(
     }
     install(temporary, images, &digest)?;
     let kept = keep::open(images, &digest);
-    drop(installing);
+    drop((installing, in_use));
     match kept {
         Some(kept) => Ok(kept),
         None => damaged(name, "what was just downloaded cannot be read back; is the state directory's disk in order?"),
     }
 }
 
-/// Bootstrap and chunk index by themselves, unpacked into `dir`: layer and tar have the digests that they should have, what
+/// Bootstrap and chunk index by themselves, in files of `dir` that have no names: layer and tar have the digests that they should have, what
 /// is in them has not been looked at.
 pub(crate) async fn unpack_metadata(
     source: &Source,
@@ -81,8 +102,8 @@ pub(crate) async fn unpack_metadata(
     image: &str,
 ) -> Result<(Mapped, Mapped)> {
     let layer = fetch_layer(source, dir, layer, image).await?;
-    unpack(layer, dir, diff_id, image)?;
-    Ok((open(dir, BOOTSTRAP)?.1, open(dir, INDEX)?.1))
+    let unpacked = unpack(layer, dir.to_owned(), Names::None, *diff_id, image.to_owned()).await?;
+    Ok((with_map(unpacked.bootstrap, dir)?.1, with_map(unpacked.index, dir)?.1))
 }
 
 fn last_diff_id(image: &str, config: &[u8]) -> Result<Digest> {
@@ -109,12 +130,24 @@ async fn fetch_layer(source: &Source, dir: &Path, layer: &Descriptor, image: &st
     Ok(file)
 }
 
-/// Writes the layer's two files, and checks its diffID.
-fn unpack(layer: File, dir: &Path, diff_id: &Digest, image: &str) -> Result<()> {
+/// Writes the layer's two files, and checks its diffID. On a thread for what blocks, so that a signal is heard meanwhile.
+async fn unpack(layer: File, dir: PathBuf, names: Names, diff_id: Digest, image: String) -> Result<Unpacked> {
+    let place = dir.clone();
+    let unpack = move || unpack_now(layer, &dir, names, &diff_id, &image);
+    match tokio::task::spawn_blocking(unpack).await {
+        Ok(unpacked) => unpacked,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => Err(Error::io("unpack the bootstrap layer in", place)(io::Error::other(error))),
+        },
+    }
+}
+
+fn unpack_now(layer: File, dir: &Path, names: Names, diff_id: &Digest, image: &str) -> Result<Unpacked> {
     let failed = || Error::io("unpack the bootstrap layer in", dir);
     let unpacked = MultiGzDecoder::new(io::BufReader::with_capacity(BUFFER, layer)).take(MAX_UNPACKED);
     let mut archive = tar::Archive::new(Hashing { inner: unpacked, hasher: Hasher::new(diff_id.algorithm()) });
-    let (mut bootstrap, mut index) = (false, false);
+    let (mut bootstrap, mut index) = (None, None);
     // Raw: otherwise the crate reads extended headers, which may be gigabytes of zeros, into memory.
     for entry in archive.entries().map_err(failed())?.raw(true) {
         let mut entry = entry.map_err(failed())?;
@@ -127,13 +160,20 @@ fn unpack(layer: File, dir: &Path, diff_id: &Digest, image: &str) -> Result<()> 
             path if path == INDEX_PATH.as_bytes() => (INDEX, &mut index),
             _ => continue,
         };
-        if std::mem::replace(seen, true) || !entry.header().entry_type().is_file() {
+        if seen.is_some() || !entry.header().entry_type().is_file() {
             return damaged(image, &format!("its bootstrap layer has {name} twice, or as no file"));
         }
         let path = dir.join(name);
-        let mut file = File::create_new(&path).map_err(Error::io("write", &path))?;
+        let file = match names {
+            Names::Kept => File::options().read(true).write(true).create_new(true).open(&path),
+            Names::None => tempfile::tempfile_in(dir),
+        };
+        let mut file = file.map_err(Error::io("write", &path))?;
         io::copy(&mut entry, &mut file).map_err(failed())?;
-        file.sync_all().map_err(Error::io("sync", &path))?;
+        if let Names::Kept = names {
+            file.sync_all().map_err(Error::io("sync", &path))?;
+        }
+        *seen = Some(file);
     }
     let mut rest = archive.into_inner();
     io::copy(&mut rest, &mut io::sink()).map_err(failed())?;
@@ -144,10 +184,10 @@ fn unpack(layer: File, dir: &Path, diff_id: &Digest, image: &str) -> Result<()> 
     if actual != *diff_id {
         return damaged(image, &format!("its bootstrap layer unpacks to {actual}, its config says {diff_id}"));
     }
-    if !(bootstrap && index) {
-        return damaged(image, &format!("its bootstrap layer has not both {BOOTSTRAP_PATH} and {INDEX_PATH}"));
+    match (bootstrap, index) {
+        (Some(bootstrap), Some(index)) => Ok(Unpacked { bootstrap, index }),
+        _ => damaged(image, &format!("its bootstrap layer has not both {BOOTSTRAP_PATH} and {INDEX_PATH}")),
     }
-    Ok(())
 }
 
 /// Whether an entry of a tar changes the meaning of the next one, as long names and PAX records do.
@@ -175,20 +215,32 @@ fn install(temporary: tempfile::TempDir, images: &Path, digest: &Digest) -> Resu
     let failed = || Error::io("install the image as", &target);
     // What is there already could not be used.
     let aside = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(images).map_err(failed())?;
-    match std::fs::rename(&target, aside.path().join("replaced")) {
+    match fs::rename(&target, aside.path().join("replaced")) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed()(error)),
         _ => {}
     }
-    std::fs::rename(temporary.path(), &target).map_err(failed())?;
+    fs::rename(temporary.path(), &target).map_err(failed())?;
     // It is no temporary directory any more.
     let _ = temporary.keep();
     sync(images)
 }
 
-fn open(dir: &Path, name: &str) -> Result<(File, Mapped)> {
-    let path = dir.join(name);
-    let file = File::open(&path).map_err(Error::io("open", &path))?;
-    let map = Mapped::new(&file).map_err(Error::io("map", &path))?;
+/// Removes what killed processes left behind: directories in the making that nobody holds a lock on.
+fn remove_stale(images: &Path) {
+    let Ok(entries) = fs::read_dir(images) else { return };
+    let ours = entries.flatten().filter(|e| e.file_name().to_string_lossy().starts_with(TEMPORARY));
+    for path in ours.map(|e| e.path()) {
+        let age = fs::metadata(&path).and_then(|m| m.modified()).ok().and_then(|t| t.elapsed().ok());
+        if age.is_some_and(|age| age > STALE_AGE) && File::open(&path).is_ok_and(|dir| dir.try_lock().is_ok()) {
+            tracing::debug!(path = %path.display(), "removing what a killed process left behind");
+            // If it stays, the next download tries again.
+            let _ = fs::remove_dir_all(path);
+        }
+    }
+}
+
+fn with_map(file: File, dir: &Path) -> Result<(File, Mapped)> {
+    let map = Mapped::new(&file).map_err(Error::io("map what was unpacked in", dir))?;
     Ok((file, map))
 }
 
