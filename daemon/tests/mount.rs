@@ -283,7 +283,7 @@ async fn a_hostile_bootstrap_is_an_error_never_a_panic() {
     tree.add(dir, "link", 0o777, NodeKind::Symlink(b"file".as_slice().into()));
     let original = tree.build();
     let (mut opened, mut faults) = (0, 0);
-    for round in 0..400_u64 {
+    for round in 0..100_u64 {
         let place = Place::new();
         let mut parts = Parts {
             blob: original.blob.clone(),
@@ -306,7 +306,7 @@ async fn a_hostile_bootstrap_is_an_error_never_a_panic() {
         opened += 1;
         faults += walk(&FileSystem::new(image, Arc::new(reader))).await;
     }
-    assert!(opened > 100 && faults > 20, "{opened} opened, {faults} faults: the damage hits nothing");
+    assert!(opened > 25 && faults > 5, "{opened} opened, {faults} faults: the damage hits nothing");
 }
 
 /// Calls everything on everything within reach; the number of faults.
