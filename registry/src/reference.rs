@@ -116,6 +116,10 @@ impl FromStr for ImageRef {
 
     fn from_str(text: &str) -> Result<Self> {
         let fail = |reason: String| Error::Reference { reference: text.to_owned(), reason };
+        if let Some(reference) = without_login(text) {
+            let reason = "a login does not belong in a reference; use docker login, or --authfile".to_owned();
+            return Err(Error::Reference { reference, reason });
+        }
         if let Some(rest) = text.strip_prefix("docker://") {
             return parse_docker(rest, HostRule::Optional).map(Self::Docker).map_err(fail);
         }
@@ -140,6 +144,14 @@ impl FromStr for ImageRef {
         }
         parse_docker(text, HostRule::Required).map(Self::Docker).map_err(fail)
     }
+}
+
+/// The reference with what looks like a login before its host starred out, if there is any: that must not be shown.
+fn without_login(text: &str) -> Option<String> {
+    let rest = text.strip_prefix("docker://").or_else(|| (!text.contains(":/")).then_some(text))?;
+    let (login, after) = rest.split_once('/')?.0.rsplit_once('@')?;
+    let start = text.len() - rest.len();
+    login.contains(':').then(|| format!("{}***@{after}{}", &text[..start], &rest[login.len() + 1 + after.len()..]))
 }
 
 /// Splits `PATH[:REST]` at the first colon, as skopeo does.
@@ -424,5 +436,15 @@ mod tests {
         assert_eq!(docker(&format!("h.example/a:b@sha256:{HEX}")).manifest_reference(), format!("sha256:{HEX}"));
         assert_eq!(docker("docker://alpine").api_host(), "registry-1.docker.io");
         assert_eq!(normalized_name("alpine:3"), normalized_name("docker.io/library/alpine:3"));
+    }
+
+    #[test]
+    fn logins_are_not_shown() {
+        for text in ["docker://me:secret@host/repo:1", "me:secret@host:5000/repo", "docker://se/cret@host/repo"] {
+            let error = text.parse::<ImageRef>().unwrap_err().to_string();
+            assert!(!error.contains(":secret"), "{error}");
+        }
+        let error = "docker://me:secret@host:5000/a/b".parse::<ImageRef>().unwrap_err().to_string();
+        assert!(error.contains("docker://***@host:5000/a/b") && error.contains("docker login"), "{error}");
     }
 }

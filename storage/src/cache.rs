@@ -43,7 +43,14 @@ impl BlobCache {
                 OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(FILE_MODE).open(&path);
             file.map_err(ReadError::cache("open the cache file", path))
         };
-        let (data, ready) = (open("data")?, open("ready")?);
+        let data = open("data")?;
+        let length = data.metadata().map_err(ReadError::cache("look at the cache in", dir))?.len();
+        if length != 0 && length != device_size {
+            // Not what it was. Another process may still read what it has verified in there, so that file stays as it is.
+            std::fs::remove_file(dir.join("data")).map_err(ReadError::cache("replace the cache in", dir))?;
+            return Self::open(dir, device_size, chunks);
+        }
+        let ready = open("ready")?;
         let prepared = Self::prepare(&data, &ready, device_size, chunks);
         let ready_bits = prepared.map_err(ReadError::cache("prepare the cache in", dir))?;
         let dir = dir.to_owned();
@@ -56,7 +63,7 @@ impl BlobCache {
             let present = read_up_to(ready, &mut bytes)?;
             bytes.truncate(present);
         } else {
-            // New, or not what it was: nothing in it counts. Another process that makes it at the same time does the same.
+            // New: nothing counts. Another process that makes it at the same time does the same.
             data.set_len(device_size)?;
             ready.set_len(0)?;
             bytes.clear();
