@@ -164,7 +164,9 @@ impl Inner {
 pub(crate) fn check_version(files: &Files) -> Result<()> {
     let what = files.shown();
     let bytes = files.read("oci-layout").map_err(|e| match e {
-        Error::NotFound { .. } => Error::invalid(&what, "it is no OCI image layout: it holds no file named oci-layout"),
+        Error::NotFound { .. } => {
+            Error::NotFound { what: format!("{what} is no OCI image layout: its file oci-layout") }
+        }
         e => e,
     })?;
     let layout: OciLayout = serde_json::from_slice(&bytes).map_err(|e| Error::invalid(&what, e))?;

@@ -25,50 +25,80 @@ pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
 #[derive(Debug)]
 pub(crate) struct BlobCache {
     dir: PathBuf,
-    data: File,
-    ready: File,
+    /// `None` where no such files can be had: on a full or read-only disk.
+    files: Option<Files>,
     ready_bits: Bits,
     verified: Bits,
     /// Serialises the updates of `ready`, so that a thread does not write back a byte without another's bit.
     updating: Mutex<()>,
 }
 
-impl BlobCache {
-    /// Opens or makes the cache in `dir` for a blob of `device_size` bytes in `chunks` chunks.
-    pub(crate) fn open(dir: &Path, device_size: u64, chunks: u32) -> Result<Self, Arc<ReadError>> {
-        make_dir(dir).map_err(ReadError::cache("make the cache directory", dir))?;
-        let open = |name: &str| {
-            let path = dir.join(name);
-            let file =
-                OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(FILE_MODE).open(&path);
-            file.map_err(ReadError::cache("open the cache file", path))
-        };
-        let data = open("data")?;
-        let length = data.metadata().map_err(ReadError::cache("look at the cache in", dir))?.len();
-        if length != 0 && length != device_size {
-            // Not what it was. Another process may still read what it has verified in there, so that file stays as it is.
-            std::fs::remove_file(dir.join("data")).map_err(ReadError::cache("replace the cache in", dir))?;
-            return Self::open(dir, device_size, chunks);
-        }
-        let ready = open("ready")?;
-        let prepared = Self::prepare(&data, &ready, device_size, chunks);
-        let ready_bits = prepared.map_err(ReadError::cache("prepare the cache in", dir))?;
-        let dir = dir.to_owned();
-        Ok(Self { dir, data, ready, ready_bits, verified: Bits::new(chunks), updating: Mutex::new(()) })
+/// A cache's two files.
+#[derive(Debug)]
+struct Files {
+    data: File,
+    ready: File,
+}
+
+impl Files {
+    /// Opens or makes both; on a read-only disk, opens what is there. Also tells which chunks `ready` names.
+    fn open(dir: &Path, device_size: u64, chunks: u32) -> io::Result<(Self, Bits)> {
+        let made = make_dir(dir).and_then(|()| Self::make(dir, device_size, chunks));
+        made.or_else(|error| Self::existing(dir, device_size, chunks).map_err(|_| error))
     }
 
-    fn prepare(data: &File, ready: &File, device_size: u64, chunks: u32) -> io::Result<Bits> {
-        let mut bytes = vec![0; chunks.div_ceil(8) as usize];
-        if data.metadata()?.len() == device_size {
-            let present = read_up_to(ready, &mut bytes)?;
-            bytes.truncate(present);
-        } else {
+    fn make(dir: &Path, device_size: u64, chunks: u32) -> io::Result<(Self, Bits)> {
+        let open = |name: &str| {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE).open(dir.join(name))
+        };
+        let mut data = open("data")?;
+        let length = data.metadata()?.len();
+        if length != 0 && length != device_size {
+            // Not what it was. Another process may still read what it has verified in there, so that file stays as it is.
+            std::fs::remove_file(dir.join("data"))?;
+            data = open("data")?;
+        }
+        let ready = open("ready")?;
+        if data.metadata()?.len() != device_size {
             // New: nothing counts. Another process that makes it at the same time does the same.
             data.set_len(device_size)?;
             ready.set_len(0)?;
-            bytes.clear();
         }
-        Ok(Bits::from_bytes(chunks, &bytes))
+        let bits = named_ready(&ready, chunks)?;
+        Ok((Self { data, ready }, bits))
+    }
+
+    fn existing(dir: &Path, device_size: u64, chunks: u32) -> io::Result<(Self, Bits)> {
+        let (data, ready) = (File::open(dir.join("data"))?, File::open(dir.join("ready"))?);
+        if data.metadata()?.len() != device_size {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let bits = named_ready(&ready, chunks)?;
+        Ok((Self { data, ready }, bits))
+    }
+}
+
+fn named_ready(ready: &File, chunks: u32) -> io::Result<Bits> {
+    let mut bytes = vec![0; chunks.div_ceil(8) as usize];
+    let present = read_up_to(ready, &mut bytes)?;
+    bytes.truncate(present);
+    Ok(Bits::from_bytes(chunks, &bytes))
+}
+
+impl BlobCache {
+    /// Opens or makes the cache in `dir` for a blob of `device_size` bytes in `chunks` chunks. Where that cannot be done, the
+    /// cache is one that holds nothing and keeps nothing.
+    pub(crate) fn open(dir: &Path, device_size: u64, chunks: u32) -> Self {
+        let (files, ready_bits) = match Files::open(dir, device_size, chunks) {
+            Ok((files, bits)) => (Some(files), bits),
+            Err(error) => {
+                tracing::warn!(cache = %dir.display(), %error, "no cache can be kept here: data is fetched whenever it is read");
+                (None, Bits::new(chunks))
+            }
+        };
+        let dir = dir.to_owned();
+        Self { dir, files, ready_bits, verified: Bits::new(chunks), updating: Mutex::new(()) }
     }
 
     pub(crate) fn dir(&self) -> &Path {
@@ -93,8 +123,12 @@ impl BlobCache {
     }
 
     /// Writes a chunk whose bytes have been verified, at their device address.
-    pub(crate) fn store(&self, chunk: u32, at: u64, bytes: &[u8]) -> Result<(), Arc<ReadError>> {
-        self.data.write_all_at(bytes, at).map_err(ReadError::cache("write the cache file", self.dir.join("data")))?;
+    ///
+    /// # Errors
+    /// When the disk is full or read-only: the chunk is not in the cache then.
+    pub(crate) fn store(&self, chunk: u32, at: u64, bytes: &[u8]) -> io::Result<()> {
+        let files = self.files.as_ref().ok_or(io::ErrorKind::ReadOnlyFilesystem)?;
+        files.data.write_all_at(bytes, at)?;
         self.ready_bits.set(chunk);
         // A hint: if it cannot be kept, a later process fetches the chunk once more.
         let _ = self.write_ready(chunk, true);
@@ -111,7 +145,8 @@ impl BlobCache {
 
     /// Reads at a device address; false when the file ends before, because somebody cut it.
     pub(crate) fn read(&self, at: u64, buf: &mut [u8]) -> Result<bool, Arc<ReadError>> {
-        match self.data.read_exact_at(buf, at) {
+        let Some(files) = &self.files else { return Ok(false) };
+        match files.data.read_exact_at(buf, at) {
             Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
             Err(error) => Err(ReadError::cache("read the cache file", self.dir.join("data"))(error)),
@@ -121,15 +156,17 @@ impl BlobCache {
     fn ready_byte(&self, chunk: u32) -> u8 {
         let mut byte = [0];
         // Missing and unreadable alike mean: not known to be there.
-        self.ready.read_exact_at(&mut byte, u64::from(chunk / 8)).map_or(0, |()| byte[0])
+        let Some(files) = &self.files else { return 0 };
+        files.ready.read_exact_at(&mut byte, u64::from(chunk / 8)).map_or(0, |()| byte[0])
     }
 
     fn write_ready(&self, chunk: u32, ready: bool) -> io::Result<()> {
+        let Some(files) = &self.files else { return Ok(()) };
         let _updating = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
         // From the file and not from memory, so that other processes' bits stay.
         let byte = self.ready_byte(chunk);
         let byte = if ready { byte | bit(chunk) } else { byte & !bit(chunk) };
-        self.ready.write_all_at(&[byte], u64::from(chunk / 8))
+        files.ready.write_all_at(&[byte], u64::from(chunk / 8))
     }
 }
 
@@ -159,7 +196,7 @@ mod tests {
     const CHUNK: u64 = 4096;
 
     fn open(dir: &Path) -> BlobCache {
-        BlobCache::open(dir, 20 * CHUNK, 20).unwrap()
+        BlobCache::open(dir, 20 * CHUNK, 20)
     }
 
     #[test]
@@ -196,7 +233,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cache = open(dir.path());
         cache.store(3, 3 * CHUNK, &[7; 4096]).unwrap();
-        cache.data.set_len(3 * CHUNK + 1).unwrap();
+        cache.files.as_ref().unwrap().data.set_len(3 * CHUNK + 1).unwrap();
         assert!(!cache.read(3 * CHUNK, &mut [0; 4096]).unwrap());
     }
 }

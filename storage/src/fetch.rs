@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::blob::{Blob, Claim};
 use crate::error::{ReadError, SourceError};
-use crate::flight::{Flight, Outcome};
+use crate::flight::Flight;
 use crate::pool::{DecodePool, Priority, Worker};
 use crate::source::BlobSource;
 
@@ -139,6 +139,9 @@ impl Fetcher {
         for part in blob.split(chunks, limit)? {
             let permit = self.admit(priority, blob, &part).await;
             let permit = permit.map(Arc::new);
+            if !blob.has_room() {
+                return Ok(());
+            }
             for claim in blob.claim_unready(part) {
                 let (fetcher, permit) = (Arc::clone(self), permit.clone());
                 self.runtime.spawn(async move { fetcher.fetch_shared(claim, priority, permit, 1).await });
@@ -279,9 +282,9 @@ impl Job {
             let stored = bytes.split_to((record.compressed_size as usize).min(bytes.len()));
             match worker.decode(&record, &stored) {
                 Ok(()) => {
-                    let outcome: Outcome = one.blob().store(chunk, &record, &worker.buffer);
+                    one.blob().store(chunk, &record, &worker.buffer);
                     fetcher.counters.chunks.fetch_add(1, Ordering::Relaxed);
-                    one.land(|_| outcome.clone());
+                    one.land(|_| Ok(()));
                 }
                 Err(error) => fetcher.retry(one, attempt, error),
             }

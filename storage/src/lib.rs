@@ -16,6 +16,7 @@
 //! space, and `ready`, a bitmap of the chunks that some process wrote. The bitmap is a hint: nothing is synced, and each
 //! process hashes each chunk before its first use. So several processes may share a state directory without locks: what
 //! they write into `data` is the same verified bytes at the same place, and a bit lost in `ready` costs one fetch.
+//! What a full or read-only disk cannot take is served from a bounded memory (`overflow`), and nothing is fetched ahead then.
 //! `<table>` is the digest of the blob's part of the chunk index, so that an image which describes the same blob
 //! differently cannot put its bytes where another image reads.
 
@@ -29,6 +30,7 @@ mod flight;
 mod image;
 pub mod inspect;
 mod mapped;
+mod overflow;
 mod pool;
 mod readahead;
 mod reader;

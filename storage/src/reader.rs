@@ -12,6 +12,7 @@ use crate::blob::Blob;
 use crate::error::ReadError;
 use crate::fetch::{Fetcher, Stats};
 use crate::mapped::Mapped;
+use crate::overflow::Overflow;
 use crate::pool::Priority;
 use crate::source::BlobSource;
 
@@ -25,6 +26,7 @@ pub struct Reader {
     blobs_dir: PathBuf,
     blobs: Box<[OnceLock<Arc<Blob>>]>,
     opening: Mutex<()>,
+    overflow: Arc<Overflow>,
     fetcher: Arc<Fetcher>,
     runtime: Handle,
     prefetch: Mutex<Option<JoinHandle<()>>>,
@@ -38,6 +40,7 @@ impl Reader {
             blobs: (0..index.blob_count()).map(|_| OnceLock::new()).collect(),
             blobs_dir: state_dir.join("blobs"),
             opening: Mutex::default(),
+            overflow: Arc::default(),
             fetcher: Arc::new(Fetcher::new(source, runtime.clone())),
             prefetch: Mutex::default(),
             index,
@@ -180,7 +183,7 @@ impl Reader {
         if let Some(blob) = slot.get() {
             return Ok(Arc::clone(blob));
         }
-        let blob = Arc::new(Blob::open(Arc::clone(&self.index), number, &self.blobs_dir)?);
+        let blob = Arc::new(Blob::open(Arc::clone(&self.index), number, &self.blobs_dir, Arc::clone(&self.overflow))?);
         Ok(Arc::clone(slot.get_or_init(|| blob)))
     }
 }

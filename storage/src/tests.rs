@@ -407,7 +407,7 @@ fn who_describes_a_blob_differently_has_another_cache() {
         let path = dir.join("other");
         std::fs::write(&path, encode_index(contents, b"bootstrap").unwrap()).unwrap();
         let index = Index::parse(Mapped::new(&std::fs::File::open(path).unwrap()).unwrap()).unwrap();
-        crate::blob::Blob::open(Arc::new(index), BLOB, &dir.join("blobs")).unwrap();
+        crate::blob::Blob::open(Arc::new(index), BLOB, &dir.join("blobs"), Arc::default()).unwrap();
         let mut names: Vec<_> = std::fs::read_dir(dir.join("blobs")).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
         names
@@ -417,4 +417,52 @@ fn who_describes_a_blob_differently_has_another_cache() {
     let mut other = image.contents.clone();
     other.chunks[1].digest.0[0] ^= 1;
     assert_eq!(name(&other, image.dir.path()).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_cache_reads_go_on() {
+    let image = Image::new(40);
+    std::fs::create_dir(image.state()).unwrap();
+    std::fs::write(image.state().join("blobs"), "in the way").unwrap();
+    let registry = image.registry();
+    let process = image.process(&registry);
+    for chunk in [0, 1, 2, 3, 30, 3] {
+        process.read_chunk(chunk).await.unwrap();
+    }
+    process.read(CHUNK / 2..5 * CHUNK + 77).await.unwrap();
+    let all = (0..40).map(|chunk| process.read_chunk(chunk));
+    assert!(join_all(all).await.into_iter().all(|read| read.is_ok()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fills_up_stops_no_reads() {
+    let image = Image::new(64);
+    let state = image.state();
+    std::fs::create_dir(&state).unwrap();
+    // Room for about a third of the blob.
+    let size = format!("size={}", 20 * CHUNK);
+    let mounted = std::process::Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&state).status();
+    assert!(mounted.unwrap().success(), "mount a tmpfs, as root");
+    let _unmount = Unmount(state);
+    let registry = image.registry();
+    {
+        let process = image.process(&registry);
+        for round in 0..2 {
+            for chunk in 0..64 {
+                process.read_chunk(chunk).await.unwrap_or_else(|e| panic!("round {round}, chunk {chunk}: {e}"));
+            }
+        }
+        process.read(0..64 * CHUNK).await.unwrap();
+        let again = registry.requests().len();
+        process.read_chunk(0).await.unwrap();
+        assert_eq!(registry.requests().len(), again, "what the disk took is not fetched again");
+    }
+}
+
+struct Unmount(PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
+    }
 }
