@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fs::OpenOptions;
+use std::io::Write as _;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -73,9 +74,10 @@ impl Image {
     }
 
     fn index(&self) -> Arc<Index<Mapped>> {
-        let path = self.dir.path().join("index");
-        std::fs::write(&path, encode_index(&self.contents, b"bootstrap").unwrap()).unwrap();
-        Arc::new(Index::parse(Mapped::new(&std::fs::File::open(path).unwrap()).unwrap()).unwrap())
+        // A file of its own for each: an earlier one may still be mapped, and writing it anew would cut it.
+        let mut file = tempfile::tempfile_in(self.dir.path()).unwrap();
+        file.write_all(&encode_index(&self.contents, b"bootstrap").unwrap()).unwrap();
+        Arc::new(Index::parse(Mapped::new(&file).unwrap()).unwrap())
     }
 
     fn stored(&self, chunks: Range<usize>) -> Range<u64> {
