@@ -34,7 +34,7 @@ const LOG_TAIL: usize = 2000;
 /// Mount a lazo image: its tree is there at once, its data comes as it is read
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The image: docker://HOST/REPO[:TAG|@DIGEST], HOST/REPO:TAG or oci:DIR[:TAG]
+    /// The image: docker://HOST/REPO[:TAG|@DIGEST], HOST/REPO:TAG, oci:DIR[:TAG] or oci-archive:FILE[:TAG]
     image: ImageRef,
     /// An existing directory to mount it at
     dir: PathBuf,
