@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use fuser::{Config, Session, SessionACL};
 use lazo_registry::{ImageRef, Options, Platform, Source};
-use lazo_storage::{LazoImage, Reader};
+use lazo_storage::{LazoImage, Origin, Reader};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -81,7 +81,8 @@ fn run(
         }
     })?;
     let index = Arc::clone(image.index());
-    let reader = Arc::new(Reader::new(index, Arc::new(source), &options.state_dir, runtime.handle().clone()));
+    let reader =
+        Arc::new(Reader::new(index, Arc::new(Origin::new(source)), &options.state_dir, runtime.handle().clone()));
     let (name, manifest) = (image.name().to_owned(), image.manifest_digest().to_string());
     let fs = Arc::new(FileSystem::new(image, Arc::clone(&reader)));
 

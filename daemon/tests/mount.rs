@@ -68,7 +68,12 @@ impl Place {
         let source = Source::open(reference, &Options::default()).await.unwrap();
         let image = LazoImage::open(&source, &self.join("state"), &Platform::host()).await.unwrap();
         let runtime = tokio::runtime::Handle::current();
-        let reader = Reader::new(Arc::clone(image.index()), Arc::new(source), &self.join("state"), runtime);
+        let reader = Reader::new(
+            Arc::clone(image.index()),
+            Arc::new(lazo_storage::Origin::new(source)),
+            &self.join("state"),
+            runtime,
+        );
         FileSystem::new(image, Arc::new(reader))
     }
 }
@@ -302,7 +307,12 @@ async fn a_hostile_bootstrap_is_an_error_never_a_panic() {
         let source = Source::open(&reference, &Options::default()).await.unwrap();
         let Ok(image) = LazoImage::open(&source, &place.join("state"), &Platform::host()).await else { continue };
         let runtime = tokio::runtime::Handle::current();
-        let reader = Reader::new(Arc::clone(image.index()), Arc::new(source), &place.join("state"), runtime);
+        let reader = Reader::new(
+            Arc::clone(image.index()),
+            Arc::new(lazo_storage::Origin::new(source)),
+            &place.join("state"),
+            runtime,
+        );
         opened += 1;
         faults += walk(&FileSystem::new(image, Arc::new(reader))).await;
     }

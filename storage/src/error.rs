@@ -73,9 +73,6 @@ impl Error {
     }
 }
 
-/// An error of a [`crate::BlobSource`], with its causes.
-pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
-
 /// Bytes at a device address cannot be had. All who wait for a chunk get the same one, hence [`Arc`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -4,16 +4,17 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
 use lazo_format::{ChunkError, ChunkIndex};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::blob::{Blob, Claim};
-use crate::error::{ReadError, SourceError};
+use crate::error::ReadError;
 use crate::flight::Flight;
 use crate::pool::{DecodePool, Priority, Worker};
-use crate::source::BlobSource;
+use crate::source::{BlobSource, ErrorKind, SourceError};
 
 /// Most stored bytes in one range request, unless a single chunk has more. A registry that takes 4 ms a request whatever
 /// its size gives 690 MB/s at this size, and a reader waits no longer than needed for the first chunk of it.
@@ -182,12 +183,7 @@ impl Fetcher {
         };
         self.counters.requests.fetch_add(1, Ordering::Relaxed);
         let expected = range.end - range.start;
-        let received = self.source.read_range(claim.blob().record(), range).await;
-        let received = received.and_then(|bytes| match bytes.len() as u64 {
-            length if length == expected => Ok(bytes),
-            length => Err(format!("{length} bytes came where {expected} were asked for").into()),
-        });
-        match received {
+        match self.receive(&claim, range).await {
             Ok(bytes) => {
                 self.counters.fetched_bytes.fetch_add(expected, Ordering::Relaxed);
                 self.decode(claim, &bytes, priority, permit.as_ref(), attempt);
@@ -196,9 +192,25 @@ impl Fetcher {
         }
     }
 
+    async fn receive(&self, claim: &Claim, range: Range<u64>) -> Result<Bytes, SourceError> {
+        let expected = range.end - range.start;
+        let mut stream = self.source.open_range(claim.blob().record(), range).await?;
+        let mut bytes = BytesMut::new();
+        while let Some(piece) = stream.next().await {
+            bytes.extend_from_slice(&piece?);
+        }
+        match bytes.len() as u64 {
+            length if length == expected => Ok(bytes.freeze()),
+            length => {
+                let reason = format!("{length} bytes came where {expected} were asked for");
+                Err(SourceError::new(ErrorKind::BadAnswer, reason))
+            }
+        }
+    }
+
     fn fail(&self, claim: Claim, error: SourceError) {
         let digest = claim.blob().record().digest;
-        let source: Arc<dyn std::error::Error + Send + Sync> = Arc::from(error);
+        let source: Arc<dyn std::error::Error + Send + Sync> = Arc::new(error);
         tracing::warn!(blob = %digest, source = %self.source.name(), error = &*source as &dyn std::error::Error,
             chunks = ?claim.chunks(), "cannot fetch");
         claim.land(|chunk| {

@@ -39,11 +39,11 @@ mod source;
 mod tests;
 mod walk;
 
-pub use error::{Error, ReadError, Result, SourceError};
+pub use error::{Error, ReadError, Result};
 pub use fetch::{MAX_REQUEST, Stats};
 pub use image::LazoImage;
 pub use mapped::Mapped;
 pub use readahead::MAX_WINDOW;
 pub use reader::Reader;
-pub use source::BlobSource;
+pub use source::{BlobSource, ByteStream, ErrorKind, Origin, SourceError};
 pub use walk::ResolveError;

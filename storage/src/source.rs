@@ -1,31 +1,157 @@
 //! Where a blob's stored bytes come from.
 
+use std::error::Error as StdError;
+use std::fmt;
 use std::ops::Range;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use futures_util::stream::{self, BoxStream, StreamExt as _};
 use lazo_format::BlobRecord;
 use lazo_registry::Source;
 
-use crate::error::SourceError;
+/// A range of a blob as it arrives: in pieces of any size, then the end or an error.
+pub type ByteStream = BoxStream<'static, Result<Bytes, SourceError>>;
 
-/// A place that has blobs: a registry, a layout directory.
+/// A place that has blobs: a registry, a mirror of it, a layout directory, a bucket.
+///
+/// A source makes one attempt. Patience, repetition and the choice between several sources are its caller's.
 pub trait BlobSource: Send + Sync + 'static {
-    /// What log lines call it.
-    fn name(&self) -> String;
+    /// What log lines and metrics call it. Never holds a secret.
+    fn name(&self) -> &str;
 
-    /// The bytes of `range` of a blob as it is stored, exactly `range.end - range.start` of them.
+    /// Asks for `range` of a blob as it is stored, login and redirects included. Ready when the answer has begun and is right;
+    /// then come exactly `range.end - range.start` bytes, or an error in place of the end.
     ///
-    /// The content is not trusted: every chunk in it is checked against the chunk index. The source does its own retries.
-    fn read_range<'a>(&'a self, blob: &'a BlobRecord, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, SourceError>>;
+    /// To drop the future or the stream is to cancel the request. The content is not trusted: every chunk in it is
+    /// checked against the chunk index.
+    ///
+    /// # Errors
+    /// See [`ErrorKind`].
+    fn open_range<'a>(
+        &'a self,
+        blob: &'a BlobRecord,
+        range: Range<u64>,
+    ) -> BoxFuture<'a, Result<ByteStream, SourceError>>;
 }
 
-impl BlobSource for Source {
-    fn name(&self) -> String {
-        self.reference().to_string()
+/// What went wrong, as far as it matters for what to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// No connection, or one that broke: refused, reset, cut, no route, no such host.
+    Unreachable,
+    /// No answer, or no further byte, for too long.
+    Timeout,
+    /// The source refuses these, or no, credentials.
+    Denied,
+    /// The source does not have the blob.
+    NotFound,
+    /// The source wants to be asked later.
+    Busy,
+    /// The source says that it failed.
+    Server,
+    /// An answer that is none to what was asked: other bounds, another length, wrong bytes.
+    BadAnswer,
+    /// A TLS connection that cannot be trusted.
+    Untrusted,
+    /// Reading a local file.
+    Local,
+}
+
+impl ErrorKind {
+    /// The name in metrics and logs.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::Timeout => "timeout",
+            Self::Denied => "denied",
+            Self::NotFound => "not_found",
+            Self::Busy => "busy",
+            Self::Server => "server",
+            Self::BadAnswer => "bad_answer",
+            Self::Untrusted => "untrusted",
+            Self::Local => "local",
+        }
     }
 
-    fn read_range<'a>(&'a self, blob: &'a BlobRecord, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
-        Box::pin(async move { Ok(self.blob_range(&blob.digest, blob.compressed_size, range).await?) })
+    /// Whether the same request may well succeed later.
+    #[must_use]
+    pub fn is_outage(self) -> bool {
+        matches!(self, Self::Unreachable | Self::Timeout | Self::Busy | Self::Server)
+    }
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label())
+    }
+}
+
+/// Why a source did not give what was asked for.
+#[derive(Debug)]
+pub struct SourceError {
+    /// What to do about it.
+    pub kind: ErrorKind,
+    /// How long the source wants to be left alone.
+    pub retry_after: Option<Duration>,
+    error: Box<dyn StdError + Send + Sync>,
+}
+
+impl SourceError {
+    /// An error of a kind, with its cause. Reads as the cause does.
+    pub fn new(kind: ErrorKind, error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self { kind, retry_after: None, error: error.into() }
+    }
+}
+
+impl fmt::Display for SourceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl StdError for SourceError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.error.source()
+    }
+}
+
+/// The registry or layout that an image was opened from.
+#[derive(Debug)]
+pub struct Origin {
+    source: Source,
+    name: String,
+}
+
+impl Origin {
+    /// The place that `source` stands for.
+    #[must_use]
+    pub fn new(source: Source) -> Self {
+        let name = source.reference().to_string();
+        Self { source, name }
+    }
+}
+
+impl BlobSource for Origin {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn open_range<'a>(
+        &'a self,
+        blob: &'a BlobRecord,
+        range: Range<u64>,
+    ) -> BoxFuture<'a, Result<ByteStream, SourceError>> {
+        Box::pin(async move {
+            let read = self.source.blob_range(&blob.digest, blob.compressed_size, range).await;
+            let bytes = read.map_err(|error| {
+                let kind = if error.is_not_found() { ErrorKind::NotFound } else { ErrorKind::Unreachable };
+                SourceError::new(kind, error)
+            })?;
+            Ok(stream::once(std::future::ready(Ok(bytes))).boxed())
+        })
     }
 }

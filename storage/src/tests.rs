@@ -12,18 +12,19 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
+use futures_util::stream::{self, StreamExt as _};
 use lazo_format::{
     BlobIndex, BlobRecord, ChunkEncoder, ChunkIndex, ChunkRecord, DeviceAddr, Digest, Index, IndexContents,
     PrefetchRange, encode_index,
 };
 use tokio::runtime::Handle;
 
-use crate::error::{ReadError, SourceError};
+use crate::error::ReadError;
 use crate::fetch::MAX_REQUEST;
 use crate::mapped::Mapped;
 use crate::readahead::MAX_WINDOW;
 use crate::reader::Reader;
-use crate::source::BlobSource;
+use crate::source::{BlobSource, ByteStream, ErrorKind, SourceError};
 
 const CHUNK: usize = 64 << 10;
 const BLOB: BlobIndex = BlobIndex(0);
@@ -179,27 +180,32 @@ impl Registry {
 }
 
 impl BlobSource for Registry {
-    fn name(&self) -> String {
-        "test".into()
+    fn name(&self) -> &str {
+        "test"
     }
 
-    fn read_range<'a>(&'a self, _: &'a BlobRecord, range: Range<u64>) -> BoxFuture<'a, Result<Bytes, SourceError>> {
+    fn open_range<'a>(
+        &'a self,
+        _: &'a BlobRecord,
+        range: Range<u64>,
+    ) -> BoxFuture<'a, Result<ByteStream, SourceError>> {
         self.requests.lock().unwrap().push(range.clone());
         let bytes = self.blob.slice(range.start as usize..range.end as usize);
         let trick = self.script.lock().unwrap().pop_front();
         Box::pin(async move {
             // Long enough for others to join.
             tokio::time::sleep(Duration::from_millis(3)).await;
-            match trick {
+            let bytes = match trick {
                 None => Ok(bytes),
-                Some(Trick::Refuse) => Err("connection refused".into()),
+                Some(Trick::Refuse) => Err(SourceError::new(ErrorKind::Unreachable, "connection refused")),
                 Some(Trick::Cut) => Ok(bytes.slice(..bytes.len() - 1)),
                 Some(Trick::Flip(at)) => {
                     let mut bytes = bytes.to_vec();
                     bytes[at] ^= 0x10;
                     Ok(bytes.into())
                 }
-            }
+            }?;
+            Ok(stream::once(std::future::ready(Ok(bytes))).boxed())
         })
     }
 }
