@@ -30,6 +30,7 @@ mod flight;
 mod image;
 pub mod inspect;
 mod mapped;
+pub mod metrics;
 mod overflow;
 mod pool;
 mod readahead;
