@@ -3,15 +3,18 @@
 
 #[path = "../tests/support/erofs_mount.rs"]
 mod erofs_mount;
+#[expect(dead_code, reason = "the tests use all of it")]
+#[path = "../tests/support/faults.rs"]
+mod faults;
 
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::Read as _,
+    io::{BufRead as _, Read as _},
     os::{fd::OwnedFd, unix::fs::FileExt as _},
     path::{Path, PathBuf},
     process::Command,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -19,7 +22,8 @@ use lazo_format::{BlobIndex, ChunkDecoder, ChunkIndex, Index};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, statat};
 use serde_json::{Value, json};
 
-const USAGE: &str = "rig stat DIR | read DIR | mount LAZO IMAGE DIR | unpack LAYOUT TAG DIR | erofs DIR MOUNTPOINT";
+const USAGE: &str = "rig stat DIR | read DIR | mount LAZO IMAGE DIR | unpack LAYOUT TAG DIR | erofs DIR MOUNTPOINT \
+                     | proxy ADDRESS UPSTREAM";
 /// What `read` asks for at once: as coreutils' cat and GNU tar do, roughly.
 const READ_SIZE: usize = 128 << 10;
 
@@ -33,6 +37,7 @@ fn main() -> Result<()> {
         ["mount", lazo, image, dir] => mount(lazo, image, dir)?,
         ["unpack", layout, tag, dir] => unpack(Path::new(layout), tag, Path::new(dir))?,
         ["erofs", dir, at] => return erofs(Path::new(dir), Path::new(at)),
+        ["proxy", address, upstream] => return proxy(address, upstream),
         _ => bail!("usage: {USAGE}"),
     };
     result["seconds"] = start.elapsed().as_secs_f64().into();
@@ -144,4 +149,46 @@ fn erofs(dir: &Path, at: &Path) -> Result<()> {
     println!("{}", json!({ "mounted": mounted.path() }));
     std::io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
+}
+
+/// A proxy at `address` before the server at `upstream`, until stdin ends. Each line of stdin is answered by one of stdout:
+/// `latency MILLISECONDS`, `bandwidth BYTES_PER_SECOND`, `log`, which tells what there was since the last `log`.
+fn proxy(address: &str, upstream: &str) -> Result<()> {
+    let proxy = faults::Proxy::start_at(address.parse()?, upstream);
+    println!("{}", json!({ "host": proxy.host() }));
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let answer = match line.split(' ').collect::<Vec<_>>()[..] {
+            ["latency", milliseconds] => {
+                proxy.set_latency(Duration::from_millis(milliseconds.parse()?));
+                json!({})
+            }
+            ["bandwidth", bytes] => {
+                proxy.set_bandwidth(bytes.parse()?);
+                json!({})
+            }
+            ["log"] => {
+                let log = proxy.log();
+                proxy.clear_log();
+                log.iter().map(exchange).collect()
+            }
+            _ => bail!("usage: {USAGE}"),
+        };
+        println!("{answer}");
+    }
+    Ok(())
+}
+
+fn exchange(exchange: &faults::Exchange) -> Value {
+    json!({
+        "method": exchange.method,
+        "path": exchange.path,
+        "first": exchange.range.as_ref().map(|range| range.start),
+        "length": exchange.range.as_ref().map(|range| range.end - range.start),
+        "status": exchange.status,
+        "bytes": exchange.bytes,
+        "data": exchange.brought_data(),
+        "began": exchange.began.as_secs_f64(),
+        "last": exchange.last.as_secs_f64(),
+    })
 }

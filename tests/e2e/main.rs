@@ -3,6 +3,7 @@
 mod check;
 mod convert;
 mod demo;
+mod faults;
 mod hostile;
 mod interop;
 mod lazy;

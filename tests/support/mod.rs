@@ -1,6 +1,8 @@
 //! What the end-to-end tests stand on: the binary, scratch directories, the corpus, and fixtures that clean up.
 
 pub(crate) mod erofs_mount;
+#[expect(dead_code, reason = "not all faults are tested yet")]
+pub(crate) mod faults;
 pub(crate) mod layout;
 pub(crate) mod listing;
 pub(crate) mod mounted;
