@@ -104,6 +104,11 @@ impl DockerArchive {
         Ok(section.clone())
     }
 
+    /// As references name it, without the image.
+    pub(crate) fn name(&self) -> String {
+        format!("docker-archive:{}", self.path)
+    }
+
     pub(crate) fn blob_name(&self, digest: &Digest) -> String {
         format!("layer {digest} of docker archive {}", self.path)
     }

@@ -133,6 +133,30 @@ pub enum Error {
     },
 }
 
+/// What a failure means to whoever decides what to do next: wait, ask another source, or give up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// No connection, or one that broke: refused, no route, unknown name, reset, cut in the middle.
+    Unreachable,
+    /// No answer, or no further byte, in time.
+    Timeout,
+    /// 401 or 403 with the credentials that are there now, or credentials that cannot be had.
+    Denied,
+    /// The source does not have the object.
+    NotFound,
+    /// 429; see [`Error::retry_after`].
+    Busy,
+    /// 408 or 5xx.
+    Server,
+    /// An answer that breaks the protocol, or is not what was asked for: bounds, length, digest.
+    BadAnswer,
+    /// No TLS connection that can be trusted.
+    Untrusted,
+    /// A local file: a layout's, an archive's, one of the configuration.
+    Local,
+}
+
 impl Error {
     pub(crate) fn io(what: impl fmt::Display, source: io::Error) -> Self {
         Self::Io { what: what.to_string(), source }
@@ -164,6 +188,28 @@ impl Error {
         }
     }
 
+    /// What the failure means.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Transport { source, .. } if is_timeout(source.as_ref()) => ErrorKind::Timeout,
+            Self::Transport { .. } => ErrorKind::Unreachable,
+            Self::Denied { .. } | Self::Credentials { .. } => ErrorKind::Denied,
+            Self::NotFound { .. } => ErrorKind::NotFound,
+            Self::Status { status: 429, .. } => ErrorKind::Busy,
+            Self::Status { status: 408 | 500.., .. } => ErrorKind::Server,
+            Self::Untrusted { .. } => ErrorKind::Untrusted,
+            Self::Io { .. } => ErrorKind::Local,
+            Self::Reference { .. }
+            | Self::DigestMismatch { .. }
+            | Self::SizeMismatch { .. }
+            | Self::TooLarge { .. }
+            | Self::Status { .. }
+            | Self::Invalid { .. }
+            | Self::NoPlatform { .. } => ErrorKind::BadAnswer,
+        }
+    }
+
     /// Whether the object is known not to exist.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
@@ -178,6 +224,19 @@ impl Error {
             _ => None,
         }
     }
+}
+
+/// Whether a cause is that time ran out.
+fn is_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let by_io = error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::TimedOut);
+        if by_io || error.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_timeout) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 impl From<Error> for io::Error {

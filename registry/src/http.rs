@@ -11,7 +11,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -293,9 +293,14 @@ pub(crate) fn chain(error: &dyn StdError) -> String {
     text
 }
 
-/// The wait in seconds that `Retry-After` asks for; its other form, a date, is rare and left to the usual pause.
+/// The wait that `Retry-After` asks for, in seconds or as a date; none for a date that has passed.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok().map(Duration::from_secs)
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let until = httpdate::parse_http_date(text).ok()?;
+    Some(until.duration_since(SystemTime::now()).unwrap_or_default())
 }
 
 /// `: CODE: message` of a registry's JSON error, cleaned and bounded; empty when there is none.
@@ -327,6 +332,20 @@ mod tests {
         assert!(!same("https://a/x", "http://a/x"));
         assert!(!same("https://a/x", "https://a:444/x"));
         assert!(!same("https://a/x", "https://b/x"));
+    }
+
+    #[test]
+    fn reads_retry_after() {
+        let wait = |value: &str| {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_str(value).unwrap())]);
+            retry_after(&headers)
+        };
+        assert_eq!(wait("7"), Some(Duration::from_secs(7)));
+        assert_eq!(wait("soon"), None);
+        assert_eq!(wait("Wed, 21 Oct 2015 07:28:00 GMT"), Some(Duration::ZERO));
+        let date = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(30));
+        let asked = wait(&date).unwrap();
+        assert!(asked > Duration::from_secs(25) && asked <= Duration::from_secs(30), "{asked:?}");
     }
 
     #[test]

@@ -115,6 +115,14 @@ impl Layout {
         Ok(section)
     }
 
+    /// As references name it, without the tag.
+    pub(crate) fn name(&self) -> String {
+        match &self.0.files {
+            Files::Directory(root) => format!("oci:{}", root.display()),
+            Files::Archive(archive) => format!("oci-archive:{}", archive.path()),
+        }
+    }
+
     pub(crate) fn blob_name(&self, digest: &Digest) -> String {
         format!("blob {digest} of {}", self.0.files.shown())
     }

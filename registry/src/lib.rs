@@ -2,7 +2,8 @@
 //!
 //! A [`Source`] reads an image, a [`Destination`] takes one; both by an [`ImageRef`]. Every byte that comes through
 //! [`Source::document`] and [`Source::blob`] has been checked against its digest and size; only
-//! [`Source::blob_range`] cannot be, and leaves that to whoever knows what the range should hold.
+//! [`Source::blob_range`] and [`Endpoint::open_range`] cannot be, and leave that to whoever knows what the range should
+//! hold.
 //!
 //! Memory: documents are bounded by [`MAX_DOCUMENT`], blobs are streamed.
 
@@ -12,6 +13,7 @@ mod blob;
 mod destination;
 mod docker_archive;
 mod document;
+mod endpoint;
 mod error;
 mod http;
 mod layout;
@@ -29,7 +31,8 @@ pub use document::{
     Content, Document, MAX_DOCUMENT, MAX_INDEX_DEPTH, MAX_INDEX_ENTRIES, Manifest, descriptor, digest_of,
     is_attestation, to_json,
 };
-pub use error::{Error, Result};
+pub use endpoint::{Endpoint, RangeStream};
+pub use error::{Error, ErrorKind, Result};
 pub use oci_spec;
 pub use options::Options;
 pub use platform::Platform;

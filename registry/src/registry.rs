@@ -1,13 +1,13 @@
 //! The distribution API of one repository: reading. Writing is in [`upload`].
 
 mod download;
+mod range;
 mod upload;
 
 pub(crate) use self::{download::foreign, upload::Content};
 
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use bytes::{Bytes, BytesMut};
 use lazo_format::Digest;
 use oci_spec::image::{Descriptor, MediaType};
 use reqwest::{
@@ -80,6 +80,12 @@ impl Registry {
 
     pub(crate) fn reference(&self) -> &DockerRef {
         &self.0.reference
+    }
+
+    /// As references name it, without tag and digest.
+    pub(crate) fn name(&self) -> String {
+        let DockerRef { host, repository, .. } = &self.0.reference;
+        format!("docker://{host}/{repository}")
     }
 
     pub(crate) fn blob_name(&self, digest: &Digest) -> String {
@@ -246,50 +252,6 @@ impl Registry {
         };
         Document { descriptor: expected.clone(), bytes }.check(&what)
     }
-
-    /// Exactly `range` of a blob, unverified.
-    pub(crate) async fn blob_range(&self, digest: &Digest, size: u64, range: Range<u64>) -> Result<Bytes> {
-        let what = self.blob_name(digest);
-        let url = self.blob_url(digest)?;
-        let mut backoff = self.0.http.backoff();
-        loop {
-            match self.read_range(&what, &url, size, range.clone()).await {
-                Ok(bytes) => return Ok(bytes),
-                Err(error) => backoff.wait(error).await?,
-            }
-        }
-    }
-
-    async fn read_range(&self, what: &str, url: &Url, size: u64, range: Range<u64>) -> Result<Bytes> {
-        let (mut response, mut skip) = self.open_range(what, url, size, range.clone()).await?;
-        let whole = response.status() == StatusCode::OK;
-        let wanted = usize::try_from(range.end - range.start).map_err(|e| Error::invalid(what, e))?;
-        let mut out = BytesMut::with_capacity(wanted);
-        while let Some(mut chunk) = self.0.http.chunk(&mut response, what).await? {
-            let skipped = skip.min(chunk.len() as u64);
-            skip -= skipped;
-            // Not over the chunk's length, which is a usize.
-            bytes::Buf::advance(&mut chunk, usize::try_from(skipped).unwrap_or(usize::MAX));
-            let room = wanted - out.len();
-            if chunk.len() > room && !whole {
-                let actual = (wanted + chunk.len() - room) as u64;
-                return Err(Error::SizeMismatch { what: range_name(what, &range), expected: wanted as u64, actual });
-            }
-            out.extend_from_slice(&chunk[..chunk.len().min(room)]);
-            if whole && out.len() == wanted {
-                break;
-            }
-        }
-        if out.len() != wanted {
-            let actual = out.len() as u64;
-            return Err(Error::SizeMismatch { what: range_name(what, &range), expected: wanted as u64, actual });
-        }
-        Ok(out.freeze())
-    }
-}
-
-fn range_name(what: &str, range: &Range<u64>) -> String {
-    format!("bytes {}-{} of {what}", range.start, range.end)
 }
 
 fn is_redirect(status: StatusCode) -> bool {

@@ -13,6 +13,7 @@ use crate::{
     document::{
         Content, Document, MAX_INDEX_DEPTH, MAX_INDEX_ENTRIES, Manifest, available, choose, digest_of, is_attestation,
     },
+    endpoint::{Endpoint, Kind, check_bounds},
     error::{Error, Result},
     http::Http,
     layout::{Files, Layout},
@@ -21,7 +22,7 @@ use crate::{
     platform::Platform,
     reference::ImageRef,
     registry::{Registry, foreign},
-    section::{Section, blocking},
+    section::blocking,
 };
 
 /// An image to read. Its calls may be made in parallel.
@@ -29,12 +30,6 @@ pub struct Source {
     reference: ImageRef,
     http: Arc<Http>,
     kind: Kind,
-}
-
-enum Kind {
-    Registry(Registry),
-    Layout(Layout),
-    DockerArchive(Box<DockerArchive>),
 }
 
 impl Source {
@@ -54,7 +49,7 @@ impl Source {
             }
             ImageRef::DockerArchive { path, reference } => {
                 let archive = on_thread(move || DockerArchive::open(&path, reference.as_deref())).await?;
-                Kind::DockerArchive(Box::new(archive))
+                Kind::DockerArchive(Arc::new(archive))
             }
         };
         Ok(Self { reference: reference.clone(), http, kind })
@@ -173,6 +168,13 @@ impl Source {
         Ok(found)
     }
 
+    /// The places that blobs come from, in the order in which they should be asked: mirrors, then the registry itself; or
+    /// the one layout or archive.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        vec![Endpoint::new(self.kind.clone())]
+    }
+
     fn too_deep(&self) -> Error {
         Error::invalid(&self.reference, format_args!("indexes nest deeper than {MAX_INDEX_DEPTH}"))
     }
@@ -198,7 +200,7 @@ impl Source {
         let (what, stream) = match &self.kind {
             Kind::Registry(registry) => (registry.blob_name(digest), registry.blob(descriptor).await?),
             Kind::Layout(_) | Kind::DockerArchive(_) => {
-                let (what, section) = self.section(digest, descriptor.size()).await?;
+                let (what, section) = self.kind.section(digest, descriptor.size()).await?;
                 (what.clone(), section.blob_stream(what))
             }
         };
@@ -210,28 +212,16 @@ impl Source {
     /// # Errors
     /// When the range does not lie in the blob, or the source cannot give just these bytes of a blob of just that size.
     pub async fn blob_range(&self, digest: &Digest, blob_size: u64, range: Range<u64>) -> Result<Bytes> {
-        if range.start > range.end || range.end > blob_size {
-            let reason = format!("bytes {}-{} do not lie in its {blob_size} bytes", range.start, range.end);
-            return Err(Error::invalid(format_args!("blob {digest}"), reason));
-        }
+        check_bounds(digest, blob_size, &range)?;
         if range.is_empty() {
             return Ok(Bytes::new());
         }
         if let Kind::Registry(registry) = &self.kind {
             return registry.blob_range(digest, blob_size, range).await;
         }
-        let (what, section) = self.section(digest, blob_size).await?;
+        let (what, section) = self.kind.section(digest, blob_size).await?;
         let part = section.slice(range).ok_or_else(|| Error::invalid(&what, "range outside of it"))?;
         part.bytes().await.map_err(|e| Error::io(format_args!("cannot read {what}"), e))
-    }
-
-    /// A blob of a local source.
-    async fn section(&self, digest: &Digest, size: u64) -> Result<(String, Section)> {
-        match &self.kind {
-            Kind::Layout(layout) => Ok((layout.blob_name(digest), layout.section(digest, size).await?)),
-            Kind::DockerArchive(archive) => Ok((archive.blob_name(digest), archive.section(digest, size)?)),
-            Kind::Registry(registry) => Err(Error::NotFound { what: registry.blob_name(digest) }),
-        }
     }
 }
 

@@ -1,6 +1,6 @@
-//! Blobs from a registry: whole, going on where a broken connection ended, or a range.
+//! Whole blobs from a registry, going on where a broken connection ended.
 
-use std::{ops::Range, sync::Arc};
+use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use futures_util::{
@@ -9,12 +9,9 @@ use futures_util::{
 };
 use lazo_format::Digest;
 use oci_spec::image::Descriptor;
-use reqwest::{
-    Method, Response, StatusCode, Url,
-    header::{CONTENT_RANGE, RANGE},
-};
+use reqwest::{Method, Response, StatusCode, Url};
 
-use super::{Call, Registry};
+use super::Registry;
 use crate::{
     document::digest_of,
     error::{Error, Result},
@@ -36,66 +33,6 @@ impl Registry {
             Download { registry: self.clone(), what, url, size, offset: 0, since: 0, open: None, backoff };
         download.connect().await?;
         Ok(stream::try_unfold(download, Download::next).boxed())
-    }
-
-    /// A response whose body holds `range`, after the bytes to be skipped.
-    pub(super) async fn open_range(
-        &self,
-        what: &str,
-        url: &Url,
-        size: u64,
-        range: Range<u64>,
-    ) -> Result<(Response, u64)> {
-        let whole = range == (0..size);
-        let mut call = Call::new(Method::GET, url.clone(), self.pull(), what);
-        if !whole {
-            call = call.header(RANGE, &format!("bytes={}-{}", range.start, range.end - 1))?;
-        }
-        let response = self.call(&call).await?;
-        match response.status() {
-            StatusCode::PARTIAL_CONTENT if !whole => {
-                check_content_range(&response, size, &range).map_err(|reason| Error::invalid(what, reason))?;
-                Ok((response, 0))
-            }
-            StatusCode::OK => {
-                if let Some(actual) = response.content_length().filter(|len| *len != size) {
-                    return Err(Error::SizeMismatch { what: what.to_owned(), expected: size, actual });
-                }
-                if range.start > 0 {
-                    tracing::debug!(what, "the server ignores ranges; reading from the start");
-                }
-                Ok((response, range.start))
-            }
-            StatusCode::RANGE_NOT_SATISFIABLE => Err(Error::invalid(
-                what,
-                format_args!(
-                    "the server has no bytes {}-{}: its blob is shorter than {size} bytes",
-                    range.start, range.end
-                ),
-            )),
-            _ => Err(self.0.http.refusal(response, &call.method, what).await),
-        }
-    }
-}
-
-/// Whether a 206 answers what was asked: `bytes START-END/SIZE`.
-fn check_content_range(response: &Response, size: u64, range: &Range<u64>) -> Result<(), String> {
-    let value = response.headers().get(CONTENT_RANGE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let parse = || {
-        let (span, total) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
-        let (first, last) = span.split_once('-')?;
-        let total = if total == "*" { size } else { total.parse().ok()? };
-        Some((first.parse::<u64>().ok()?, last.parse::<u64>().ok()?, total))
-    };
-    let (asked, expected) = (format!("{}-{}/{size}", range.start, range.end - 1), range.end - range.start);
-    if parse() != Some((range.start, range.end - 1, size)) {
-        return Err(format!("asked for bytes {asked}, but the server answered {value:?}"));
-    }
-    match response.content_length() {
-        Some(actual) if actual != expected => {
-            Err(format!("asked for bytes {asked}, but the server announced {actual} bytes"))
-        }
-        _ => Ok(()),
     }
 }
 

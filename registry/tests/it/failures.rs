@@ -16,30 +16,30 @@ use lazo_registry::{
     oci_spec::image::{Descriptor, MediaType},
 };
 
-const BLOB: usize = 3 << 20;
+pub(crate) const BLOB: usize = 3 << 20;
 
-fn blob() -> (Descriptor, Vec<u8>) {
+pub(crate) fn blob() -> (Descriptor, Vec<u8>) {
     let bytes = noise(BLOB, 3);
     (descriptor(MediaType::ImageLayerGzip, &Digest::sha256_of(&bytes), BLOB as u64), bytes)
 }
 
 /// Few attempts and little patience, so that tests end.
-fn hasty() -> Options {
+pub(crate) fn hasty() -> Options {
     Options { attempts: 3, stall_timeout: Duration::from_millis(300), ..Options::default() }
 }
 
-async fn source(server: &Server) -> Source {
+pub(crate) async fn source(server: &Server) -> Source {
     Source::open(&server.reference("app:1"), &hasty()).await.unwrap()
 }
 
 /// First and last byte of a `Range` header.
-fn asked(seen: &Seen) -> Option<(usize, usize)> {
+pub(crate) fn asked(seen: &Seen) -> Option<(usize, usize)> {
     let (first, last) = seen.header("range").strip_prefix("bytes=")?.split_once('-')?;
     Some((first.parse().unwrap(), last.parse().unwrap()))
 }
 
 /// Answers as a good server would, ranges included.
-fn serve(seen: &Seen, bytes: &[u8]) -> Reply {
+pub(crate) fn serve(seen: &Seen, bytes: &[u8]) -> Reply {
     match asked(seen) {
         None => Reply::ok(bytes),
         Some((first, last)) => Reply { status: 206, ..Reply::ok(&bytes[first..=last]) }

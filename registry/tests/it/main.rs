@@ -3,6 +3,7 @@
 
 mod common;
 mod docker_registry;
+mod endpoints;
 mod environment;
 mod failures;
 mod layouts;

@@ -1,0 +1,103 @@
+//! One place that blobs come from, asked once: what a fetch scheduler builds its own policy upon.
+
+use std::{fmt, ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::{
+    StreamExt,
+    stream::{self, BoxStream},
+};
+use lazo_format::Digest;
+
+use crate::{
+    docker_archive::DockerArchive,
+    error::{Error, Result},
+    layout::Layout,
+    registry::Registry,
+    section::Section,
+};
+
+/// Bytes of a range as they arrive: exactly those asked for, then the end, or an error. Dropping it cancels the request.
+pub type RangeStream = BoxStream<'static, Result<Bytes>>;
+
+/// A mirror, the registry itself, or a local layout or archive, with one repository in it. Clones share its connections
+/// and logins.
+#[derive(Clone)]
+pub struct Endpoint(Arc<Inner>);
+
+struct Inner {
+    name: String,
+    kind: Kind,
+}
+
+#[derive(Clone)]
+pub(crate) enum Kind {
+    Registry(Registry),
+    Layout(Layout),
+    DockerArchive(Arc<DockerArchive>),
+}
+
+impl Endpoint {
+    pub(crate) fn new(kind: Kind) -> Self {
+        let name = match &kind {
+            Kind::Registry(registry) => registry.name(),
+            Kind::Layout(layout) => layout.name(),
+            Kind::DockerArchive(archive) => archive.name(),
+        };
+        Self(Arc::new(Inner { name, kind }))
+    }
+
+    /// For logs and metric labels, without secrets: `docker://HOST/REPOSITORY`, `oci:DIR`, `oci-archive:FILE`,
+    /// `docker-archive:FILE`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Opens `range` of a blob of `blob_size` bytes, in one attempt: it may log in and follow redirects, but tries nothing
+    /// again that failed. Resolves when the head of the answer is there and right. The content is NOT verified.
+    ///
+    /// The only time limits are those of [`crate::Options`].
+    ///
+    /// # Errors
+    /// When the range does not lie in the blob, or the endpoint cannot give just these bytes of a blob of just that size;
+    /// [`Error::kind`] tells what that means.
+    pub async fn open_range(&self, digest: &Digest, blob_size: u64, range: Range<u64>) -> Result<RangeStream> {
+        check_bounds(digest, blob_size, &range)?;
+        if range.is_empty() {
+            return Ok(stream::empty().boxed());
+        }
+        if let Kind::Registry(registry) = &self.0.kind {
+            return registry.stream_range(digest, blob_size, range).await;
+        }
+        let (what, section) = self.0.kind.section(digest, blob_size).await?;
+        let part = section.slice(range).ok_or_else(|| Error::invalid(&what, "range outside of it"))?;
+        Ok(part.blob_stream(what))
+    }
+}
+
+impl Kind {
+    /// A blob of a local source, and its name for errors.
+    pub(crate) async fn section(&self, digest: &Digest, size: u64) -> Result<(String, Section)> {
+        match self {
+            Self::Layout(layout) => Ok((layout.blob_name(digest), layout.section(digest, size).await?)),
+            Self::DockerArchive(archive) => Ok((archive.blob_name(digest), archive.section(digest, size)?)),
+            Self::Registry(registry) => Err(Error::NotFound { what: registry.blob_name(digest) }),
+        }
+    }
+}
+
+/// Refuses a range that does not lie in the blob.
+pub(crate) fn check_bounds(digest: &Digest, blob_size: u64, range: &Range<u64>) -> Result<()> {
+    if range.start <= range.end && range.end <= blob_size {
+        return Ok(());
+    }
+    let reason = format!("bytes {}-{} do not lie in its {blob_size} bytes", range.start, range.end);
+    Err(Error::invalid(format_args!("blob {digest}"), reason))
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Endpoint").field(&self.0.name).finish()
+    }
+}

@@ -1,0 +1,163 @@
+//! Ranges of blobs from a registry.
+
+use std::ops::Range;
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::{StreamExt, stream};
+use lazo_format::Digest;
+use reqwest::{
+    Method, Response, StatusCode, Url,
+    header::{CONTENT_RANGE, RANGE},
+};
+
+use super::{Call, Registry};
+use crate::{
+    endpoint::RangeStream,
+    error::{Error, Result},
+};
+
+impl Registry {
+    /// Exactly `range` of a blob, unverified, in as many attempts as the options allow.
+    pub(crate) async fn blob_range(&self, digest: &Digest, size: u64, range: Range<u64>) -> Result<Bytes> {
+        let wanted = usize::try_from(range.end - range.start).map_err(|e| Error::invalid(self.blob_name(digest), e))?;
+        let mut backoff = self.0.http.backoff();
+        loop {
+            match self.read_range(digest, size, range.clone(), wanted).await {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => backoff.wait(error).await?,
+            }
+        }
+    }
+
+    async fn read_range(&self, digest: &Digest, size: u64, range: Range<u64>, wanted: usize) -> Result<Bytes> {
+        let mut body = self.open_body(digest, size, range).await?;
+        let mut out = BytesMut::with_capacity(wanted);
+        while let Some(piece) = body.next().await? {
+            out.extend_from_slice(&piece);
+        }
+        Ok(out.freeze())
+    }
+
+    /// Exactly `range` of a blob as it comes, unverified, in one attempt.
+    pub(crate) async fn stream_range(&self, digest: &Digest, size: u64, range: Range<u64>) -> Result<RangeStream> {
+        let body = self.open_body(digest, size, range).await?;
+        let pieces = stream::try_unfold(body, async |mut body| Ok(body.next().await?.map(|piece| (piece, body))));
+        Ok(pieces.boxed())
+    }
+
+    async fn open_body(&self, digest: &Digest, size: u64, range: Range<u64>) -> Result<Body> {
+        let (what, url) = (self.blob_name(digest), self.blob_url(digest)?);
+        let (response, skip) = self.open_range(&what, &url, size, range.clone()).await?;
+        // What the server announced was checked; and a connection whose announced body was read is used again.
+        let lax = response.status() == StatusCode::OK || response.content_length().is_some();
+        Ok(Body { registry: self.clone(), response, what, skip, left: range.end - range.start, range, lax })
+    }
+
+    /// A response whose body holds `range`, after the bytes to be skipped.
+    pub(super) async fn open_range(
+        &self,
+        what: &str,
+        url: &Url,
+        size: u64,
+        range: Range<u64>,
+    ) -> Result<(Response, u64)> {
+        let whole = range == (0..size);
+        let mut call = Call::new(Method::GET, url.clone(), self.pull(), what);
+        if !whole {
+            call = call.header(RANGE, &format!("bytes={}-{}", range.start, range.end - 1))?;
+        }
+        let response = self.call(&call).await?;
+        match response.status() {
+            StatusCode::PARTIAL_CONTENT if !whole => {
+                check_content_range(&response, size, &range).map_err(|reason| Error::invalid(what, reason))?;
+                Ok((response, 0))
+            }
+            StatusCode::OK => {
+                if let Some(actual) = response.content_length().filter(|len| *len != size) {
+                    return Err(Error::SizeMismatch { what: what.to_owned(), expected: size, actual });
+                }
+                if range.start > 0 {
+                    tracing::debug!(what, "the server ignores ranges; reading from the start");
+                }
+                Ok((response, range.start))
+            }
+            StatusCode::RANGE_NOT_SATISFIABLE => Err(Error::invalid(
+                what,
+                format_args!(
+                    "the server has no bytes {}-{}: its blob is shorter than {size} bytes",
+                    range.start, range.end
+                ),
+            )),
+            _ => Err(self.0.http.refusal(response, &call.method, what).await),
+        }
+    }
+}
+
+/// The answer to a range request, of which the head was right.
+struct Body {
+    registry: Registry,
+    response: Response,
+    what: String,
+    range: Range<u64>,
+    /// Whether what follows the range need not be looked at: the server sends the whole blob, or has announced the length.
+    lax: bool,
+    /// Bytes yet to come before the range.
+    skip: u64,
+    /// Bytes of the range yet to come.
+    left: u64,
+}
+
+impl Body {
+    /// The next piece; after the last byte of the range, `None`.
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        loop {
+            if self.left == 0 && self.lax {
+                return Ok(None);
+            }
+            let Some(mut piece) = self.registry.0.http.chunk(&mut self.response, &self.what).await? else {
+                return if self.left == 0 { Ok(None) } else { Err(self.wrong_size(0)) };
+            };
+            let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(piece.len());
+            piece.advance(skipped);
+            self.skip -= skipped as u64;
+            let room = usize::try_from(self.left).unwrap_or(usize::MAX);
+            if piece.len() > room {
+                if !self.lax {
+                    return Err(self.wrong_size(piece.len() as u64));
+                }
+                piece.truncate(room);
+            }
+            self.left -= piece.len() as u64;
+            if !piece.is_empty() {
+                return Ok(Some(piece));
+            }
+        }
+    }
+
+    fn wrong_size(&self, more: u64) -> Error {
+        let expected = self.range.end - self.range.start;
+        let what = format!("bytes {}-{} of {}", self.range.start, self.range.end, self.what);
+        Error::SizeMismatch { what, expected, actual: expected - self.left + more }
+    }
+}
+
+/// Whether a 206 answers what was asked: `bytes START-END/SIZE`.
+fn check_content_range(response: &Response, size: u64, range: &Range<u64>) -> Result<(), String> {
+    let value = response.headers().get(CONTENT_RANGE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let parse = || {
+        let (span, total) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
+        let (first, last) = span.split_once('-')?;
+        let total = if total == "*" { size } else { total.parse().ok()? };
+        Some((first.parse::<u64>().ok()?, last.parse::<u64>().ok()?, total))
+    };
+    let (asked, expected) = (format!("{}-{}/{size}", range.start, range.end - 1), range.end - range.start);
+    if parse() != Some((range.start, range.end - 1, size)) {
+        return Err(format!("asked for bytes {asked}, but the server answered {value:?}"));
+    }
+    match response.content_length() {
+        Some(actual) if actual != expected => {
+            Err(format!("asked for bytes {asked}, but the server announced {actual} bytes"))
+        }
+        _ => Ok(()),
+    }
+}
