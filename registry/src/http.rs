@@ -167,7 +167,7 @@ impl Http {
         }
     }
 
-    fn client(&self, url: &Url) -> Result<&Client> {
+    pub(crate) fn client(&self, url: &Url) -> Result<&Client> {
         let tls = url.scheme() == "https";
         let loopback = url.host_str().is_some_and(|h| is_loopback_host(h.trim_matches(['[', ']'])));
         let slot = &self.clients[usize::from(tls) * 2 + usize::from(loopback)];

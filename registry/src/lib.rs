@@ -24,6 +24,7 @@ mod reference;
 mod registry;
 mod section;
 mod source;
+mod web;
 
 pub use blob::BlobStream;
 pub use destination::{Destination, Outcome};
@@ -38,3 +39,4 @@ pub use options::Options;
 pub use platform::Platform;
 pub use reference::{DockerRef, ImageRef};
 pub use source::Source;
+pub use web::Web;

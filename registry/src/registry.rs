@@ -4,7 +4,11 @@ mod download;
 mod range;
 mod upload;
 
-pub(crate) use self::{download::foreign, upload::Content};
+pub(crate) use self::{
+    download::foreign,
+    range::{Body as RangeBody, accept, range_header},
+    upload::Content,
+};
 
 use std::{sync::Arc, time::Duration};
 
@@ -142,7 +146,7 @@ impl Registry {
                 if redirects > MAX_REDIRECTS {
                     return Err(Error::invalid(call.what, format_args!("more than {MAX_REDIRECTS} redirects")));
                 }
-                url = self.location(&response, call.what)?;
+                url = location(&response, call.what)?;
             } else {
                 return Ok(response);
             }
@@ -167,21 +171,6 @@ impl Registry {
                 Err(error) => backoff.wait(error).await?,
             }
         }
-    }
-
-    /// Where an answer sends us. From https there is no way back to http.
-    fn location(&self, response: &Response, what: &str) -> Result<Url> {
-        let location = response.headers().get(LOCATION).and_then(|v| v.to_str().ok());
-        let location = location.ok_or_else(|| Error::invalid(what, "the registry sends us on, but not where"))?;
-        let mut url =
-            response.url().join(location).map_err(|e| Error::invalid(what, format_args!("bad Location: {e}")))?;
-        let back = response.url().scheme() == "https" && url.scheme() == "http";
-        // A registry behind a proxy that does TLS may not know its own scheme.
-        let corrected = back && url.host() == response.url().host() && url.set_scheme("https").is_ok();
-        if (back && !corrected) || !matches!(url.scheme(), "http" | "https") {
-            return Err(Error::invalid(what, format_args!("refused to be sent on to {}", shown_url(&url))));
-        }
-        Ok(url)
     }
 
     /// The manifest or index by tag or digest.
@@ -254,7 +243,21 @@ impl Registry {
     }
 }
 
-fn is_redirect(status: StatusCode) -> bool {
+/// Where an answer sends us. From https there is no way back to http.
+pub(crate) fn location(response: &Response, what: &str) -> Result<Url> {
+    let location = response.headers().get(LOCATION).and_then(|v| v.to_str().ok());
+    let location = location.ok_or_else(|| Error::invalid(what, "the server sends us on, but not where"))?;
+    let mut url = response.url().join(location).map_err(|e| Error::invalid(what, format_args!("bad Location: {e}")))?;
+    let back = response.url().scheme() == "https" && url.scheme() == "http";
+    // A registry behind a proxy that does TLS may not know its own scheme.
+    let corrected = back && url.host() == response.url().host() && url.set_scheme("https").is_ok();
+    if (back && !corrected) || !matches!(url.scheme(), "http" | "https") {
+        return Err(Error::invalid(what, format_args!("refused to be sent on to {}", shown_url(&url))));
+    }
+    Ok(url)
+}
+
+pub(crate) fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 

@@ -1,6 +1,6 @@
 //! Ranges of blobs from a registry.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
@@ -14,6 +14,7 @@ use super::{Call, Registry};
 use crate::{
     endpoint::RangeStream,
     error::{Error, Result},
+    http::Http,
 };
 
 impl Registry {
@@ -40,17 +41,13 @@ impl Registry {
 
     /// Exactly `range` of a blob as it comes, unverified, in one attempt.
     pub(crate) async fn stream_range(&self, digest: &Digest, size: u64, range: Range<u64>) -> Result<RangeStream> {
-        let body = self.open_body(digest, size, range).await?;
-        let pieces = stream::try_unfold(body, async |mut body| Ok(body.next().await?.map(|piece| (piece, body))));
-        Ok(pieces.boxed())
+        Ok(self.open_body(digest, size, range).await?.stream())
     }
 
     async fn open_body(&self, digest: &Digest, size: u64, range: Range<u64>) -> Result<Body> {
         let (what, url) = (self.blob_name(digest), self.blob_url(digest)?);
-        let (response, skip) = self.open_range(&what, &url, size, range.clone()).await?;
-        // What the server announced was checked; and a connection whose announced body was read is used again.
-        let lax = response.status() == StatusCode::OK || response.content_length().is_some();
-        Ok(Body { registry: self.clone(), response, what, skip, left: range.end - range.start, range, lax })
+        let opened = self.open_range(&what, &url, size, range.clone()).await?;
+        Ok(Body::new(self.0.http.clone(), opened, what, range))
     }
 
     /// A response whose body holds `range`, after the bytes to be skipped.
@@ -61,41 +58,56 @@ impl Registry {
         size: u64,
         range: Range<u64>,
     ) -> Result<(Response, u64)> {
-        let whole = range == (0..size);
         let mut call = Call::new(Method::GET, url.clone(), self.pull(), what);
-        if !whole {
-            call = call.header(RANGE, &format!("bytes={}-{}", range.start, range.end - 1))?;
+        if let Some(value) = range_header(size, &range) {
+            call = call.header(RANGE, &value)?;
         }
         let response = self.call(&call).await?;
-        match response.status() {
-            StatusCode::PARTIAL_CONTENT if !whole => {
-                check_content_range(&response, size, &range).map_err(|reason| Error::invalid(what, reason))?;
-                Ok((response, 0))
-            }
-            StatusCode::OK => {
-                if let Some(actual) = response.content_length().filter(|len| *len != size) {
-                    return Err(Error::SizeMismatch { what: what.to_owned(), expected: size, actual });
-                }
-                if range.start > 0 {
-                    tracing::debug!(what, "the server ignores ranges; reading from the start");
-                }
-                Ok((response, range.start))
-            }
-            StatusCode::RANGE_NOT_SATISFIABLE => Err(Error::invalid(
-                what,
-                format_args!(
-                    "the server has no bytes {}-{}: its blob is shorter than {size} bytes",
-                    range.start, range.end
-                ),
-            )),
-            _ => Err(self.0.http.refusal(response, &call.method, what).await),
+        accept(&self.0.http, response, what, size, range).await
+    }
+}
+
+/// What the Range header says; nothing when the blob is wanted whole.
+pub(crate) fn range_header(size: u64, range: &Range<u64>) -> Option<String> {
+    (*range != (0..size)).then(|| format!("bytes={}-{}", range.start, range.end - 1))
+}
+
+/// A response to [`range_header`] whose body holds `range`, after the bytes to be skipped.
+pub(crate) async fn accept(
+    http: &Http,
+    response: Response,
+    what: &str,
+    size: u64,
+    range: Range<u64>,
+) -> Result<(Response, u64)> {
+    match response.status() {
+        StatusCode::PARTIAL_CONTENT if range != (0..size) => {
+            check_content_range(&response, size, &range).map_err(|reason| Error::invalid(what, reason))?;
+            Ok((response, 0))
         }
+        StatusCode::OK => {
+            if let Some(actual) = response.content_length().filter(|len| *len != size) {
+                return Err(Error::SizeMismatch { what: what.to_owned(), expected: size, actual });
+            }
+            if range.start > 0 {
+                tracing::debug!(what, "the server ignores ranges; reading from the start");
+            }
+            Ok((response, range.start))
+        }
+        StatusCode::RANGE_NOT_SATISFIABLE => Err(Error::invalid(
+            what,
+            format_args!(
+                "the server has no bytes {}-{}: its blob is shorter than {size} bytes",
+                range.start, range.end
+            ),
+        )),
+        _ => Err(http.refusal(response, &Method::GET, what).await),
     }
 }
 
 /// The answer to a range request, of which the head was right.
-struct Body {
-    registry: Registry,
+pub(crate) struct Body {
+    http: Arc<Http>,
     response: Response,
     what: String,
     range: Range<u64>,
@@ -108,13 +120,24 @@ struct Body {
 }
 
 impl Body {
+    /// What [`accept`] gave, as a body.
+    pub(crate) fn new(http: Arc<Http>, (response, skip): (Response, u64), what: String, range: Range<u64>) -> Self {
+        // What the server announced was checked; and a connection whose announced body was read is used again.
+        let lax = response.status() == StatusCode::OK || response.content_length().is_some();
+        Self { http, response, what, skip, left: range.end - range.start, range, lax }
+    }
+
+    pub(crate) fn stream(self) -> RangeStream {
+        stream::try_unfold(self, async |mut body| Ok(body.next().await?.map(|piece| (piece, body)))).boxed()
+    }
+
     /// The next piece; after the last byte of the range, `None`.
     async fn next(&mut self) -> Result<Option<Bytes>> {
         loop {
             if self.left == 0 && self.lax {
                 return Ok(None);
             }
-            let Some(mut piece) = self.registry.0.http.chunk(&mut self.response, &self.what).await? else {
+            let Some(mut piece) = self.http.chunk(&mut self.response, &self.what).await? else {
                 return if self.left == 0 { Ok(None) } else { Err(self.wrong_size(0)) };
             };
             let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(piece.len());

@@ -1,0 +1,73 @@
+//! Ranges of files of ordinary web servers, with the clients, checks and errors of a registry's blobs.
+
+use std::{ops::Range, sync::Arc};
+
+use futures_util::{StreamExt, stream};
+use reqwest::{Client, Url, header::RANGE};
+
+use crate::{
+    endpoint::RangeStream,
+    error::{Error, Result},
+    http::{Http, Request, same_origin},
+    options::Options,
+    registry::{RangeBody, accept, is_redirect, location, range_header},
+};
+
+/// Redirects followed for one request, as for a registry's blobs.
+const MAX_REDIRECTS: usize = 5;
+
+/// Web servers, by the [`Options`] that say how to reach registries. Clones share their connections.
+#[derive(Clone)]
+pub struct Web(Arc<Http>);
+
+impl Web {
+    /// Prepares; certificates are loaded for the first https connection.
+    #[must_use]
+    pub fn new(options: &Options) -> Self {
+        Self(Http::new(options))
+    }
+
+    /// Opens `range` of the file at `url`, of `size` bytes, in one attempt: redirects are followed, but nothing is tried
+    /// again that failed. Resolves when the head of the answer is there and right. The content is NOT verified. `what`
+    /// names the file in errors, which show no query and no user information.
+    ///
+    /// User information in the URL is sent as basic auth, to that server only.
+    ///
+    /// # Errors
+    /// As [`crate::Endpoint::open_range`].
+    pub async fn open_range(&self, what: &str, url: &Url, size: u64, range: Range<u64>) -> Result<RangeStream> {
+        if range.start > range.end || range.end > size {
+            let reason = format!("bytes {}-{} do not lie in its {size} bytes", range.start, range.end);
+            return Err(Error::invalid(what, reason));
+        }
+        if range.is_empty() {
+            return Ok(stream::empty().boxed());
+        }
+        let mut at = url.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let mut request = Request::get(at.clone(), what);
+            if let Some(value) = range_header(size, &range) {
+                request = request.header(RANGE, &value)?;
+            }
+            let response = self.0.send(&request, None).await?;
+            if !is_redirect(response.status()) {
+                let opened = accept(&self.0, response, what, size, range.clone()).await?;
+                return Ok(RangeBody::new(self.0.clone(), opened, what.to_owned(), range).stream());
+            }
+            at = location(&response, what)?;
+            let (user, password) = if same_origin(&at, url) { (url.username(), url.password()) } else { ("", None) };
+            // These fail for URLs without a host, which http and https have.
+            let _ = at.set_username(user);
+            let _ = at.set_password(password);
+        }
+        Err(Error::invalid(what, format_args!("more than {MAX_REDIRECTS} redirects")))
+    }
+
+    /// A client that may ask `url`, for libraries that make requests of their own. It follows no redirects.
+    ///
+    /// # Errors
+    /// When certificates cannot be loaded.
+    pub fn client(&self, url: &Url) -> Result<Client> {
+        self.0.client(url).cloned()
+    }
+}
