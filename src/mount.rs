@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context as _, bail};
-use lazo_daemon::MountOptions;
+use lazo_daemon::{MetricsAddr, MountOptions};
 use lazo_registry::{ImageRef, Platform};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
@@ -50,6 +50,9 @@ pub(crate) struct Args {
     /// Serve the mount from this process, with its log on stderr, until it is unmounted or interrupted
     #[arg(long)]
     foreground: bool,
+    /// Answer GET /metrics at this address, besides the mount's own socket: HOST:PORT or unix:PATH
+    #[arg(long, value_name = "ADDR")]
+    metrics: Option<MetricsAddr>,
     /// Log file; makes this the serving process, with a parent that waits on its standard output
     #[arg(long, hide = true, env = LOG)]
     background_log: Option<PathBuf>,
@@ -104,6 +107,7 @@ impl Args {
             registry: global.registry_options(),
             state_dir: global.state_dir,
             run_dir: global.run_dir,
+            metrics: self.metrics.clone().map(absolute).transpose()?,
             prefetch: self.prefetch == Prefetch::Hints,
             log: self.background_log.clone(),
         })
@@ -147,6 +151,13 @@ impl Args {
             "" => bail!("{}", last_words(&mut child, &log, log_start)),
             error => bail!("{error}"),
         }
+    }
+}
+
+fn absolute(address: MetricsAddr) -> io::Result<MetricsAddr> {
+    match address {
+        MetricsAddr::Unix(path) => Ok(MetricsAddr::Unix(std::path::absolute(path)?)),
+        tcp @ MetricsAddr::Tcp(_) => Ok(tcp),
     }
 }
 

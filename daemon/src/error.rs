@@ -56,6 +56,14 @@ pub enum Error {
         /// The image.
         image: String,
     },
+    /// The address for metrics.
+    #[error("cannot offer metrics at {address}; give another address with --metrics")]
+    Metrics {
+        /// The address.
+        address: String,
+        /// Cause.
+        source: io::Error,
+    },
     /// A system call or file.
     #[error("cannot {what}")]
     Io {

@@ -5,10 +5,11 @@
 
 mod path;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use lazo_format::{BlobIndex, BootstrapError, ChunkIndex, DeviceAddr, FileType, Inode, Nid, Timestamp};
+use lazo_format::{BlobIndex, BootstrapError, ChunkIndex, DeviceAddr, Digest, FileType, Inode, Nid, Timestamp};
 use lazo_storage::{LazoImage, ReadError, Reader};
 use rustix::io::Errno;
 
@@ -137,6 +138,17 @@ impl ReadPlan {
     pub fn length(&self) -> usize {
         self.length
     }
+}
+
+/// What a read waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Awaited {
+    /// The blob.
+    pub blob: Digest,
+    /// The first chunk of the read that is not in the cache.
+    pub chunk: ChunkIndex,
+    /// Whence it is to come.
+    pub source: String,
 }
 
 /// A mounted image's tree.
@@ -351,6 +363,27 @@ impl FileSystem {
             }
         }
         Ok(buf)
+    }
+
+    /// What a read waits for. Does no I/O beyond looking into the cache.
+    #[must_use]
+    pub fn awaited(&self, plan: &ReadPlan) -> Option<Awaited> {
+        let (blob, chunk) = plan.pieces.iter().find_map(|piece| {
+            let (blob, at) = piece.location?;
+            self.missing(blob, at.0..at.0 + piece.length as u64).map(|chunk| (blob, chunk))
+        })?;
+        let record = self.image.index().blob(blob).ok()?;
+        Some(Awaited { blob: record.digest, chunk, source: self.image.name().to_owned() })
+    }
+
+    /// The first chunk of some that is not in the cache.
+    fn missing(&self, blob: BlobIndex, range: Range<u64>) -> Option<ChunkIndex> {
+        let mut chunks = self.image.index().chunks_in(blob, range.clone()).ok()?.map(ChunkIndex);
+        chunks.find(|&chunk| {
+            let record = self.image.index().chunk(chunk);
+            let at = record.map_or(range.start, |record| record.device_offset.0.max(range.start));
+            !self.reader.read_cached(blob, DeviceAddr(at), &mut [0]).unwrap_or(false)
+        })
     }
 
     fn inode(&self, ino: Ino) -> Result<Inode, FsError> {

@@ -17,10 +17,12 @@ use fuser::{
     ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 use lazo_format::FileType;
+use lazo_storage::metrics::{From, Metrics};
 use rustix::io::Errno;
 use tokio::runtime::Handle;
 
 use crate::fs::{Attributes, BLOCK_SIZE, Entry, FileSystem, FsError, Ino, MAX_NAME, ReadPlan};
+use crate::watch::{Lines, Read, Watch};
 
 /// How long the kernel may keep what it was told: for ever, as nothing changes. 136 years.
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -43,49 +45,44 @@ thread_local! {
 /// The filesystem as fuser wants it.
 pub(crate) struct Fuse {
     fs: Arc<FileSystem>,
+    watch: Arc<Watch>,
+    damaged: Arc<Lines>,
     runtime: Handle,
 }
 
 impl Fuse {
-    pub(crate) fn new(fs: Arc<FileSystem>, runtime: Handle) -> Self {
-        Self { fs, runtime }
+    pub(crate) fn new(fs: Arc<FileSystem>, metrics: Arc<Metrics>, runtime: Handle) -> Self {
+        let watch = Arc::new(Watch::new(Arc::clone(&fs), metrics, runtime.clone()));
+        let damaged = Arc::new(Lines::new("more operations failed as the image is damaged", runtime.clone()));
+        Self { fs, watch, damaged, runtime }
     }
 
     /// The errno for an error; writes it to the log when it is worth it.
     fn errno(&self, operation: &'static str, ino: Ino, error: &FsError) -> fuser::Errno {
-        if error.is_fault() {
+        if error.is_fault() && self.damaged.admit() {
             let error: &dyn std::error::Error = error;
             tracing::error!(image = self.fs.image().name(), operation, inode = ino.0, error, "the image is damaged");
         }
         translate(error.errno())
     }
 
-    /// As [`Self::errno`] for a read, and names the file, for which the tree must be searched: in the background.
-    fn read_failed(&self, plan: Option<&ReadPlan>, ino: Ino, offset: u64, error: FsError) -> fuser::Errno {
-        let errno = translate(error.errno());
-        if error.is_fault() {
-            let (fs, length) = (Arc::clone(&self.fs), plan.map_or(0, ReadPlan::length));
-            self.runtime.spawn_blocking(move || log_read(&fs, ino, offset, length, &error));
-        }
-        errno
-    }
-
-    fn read_later(&self, plan: ReadPlan, ino: Ino, offset: u64, reply: ReplyData) {
-        let this = Self { fs: Arc::clone(&self.fs), runtime: self.runtime.clone() };
+    fn read_later(&self, plan: ReadPlan, read: Read, reply: ReplyData) {
+        let (fs, watch) = (Arc::clone(&self.fs), Arc::clone(&self.watch));
         self.runtime.spawn(async move {
-            match this.fs.read(&plan).await {
-                Ok(bytes) => reply.data(&bytes),
-                Err(error) => reply.error(this.read_failed(Some(&plan), ino, offset, error)),
+            match watch.wait(read, &plan, fs.read(&plan)).await {
+                Ok(bytes) => {
+                    reply.data(&bytes);
+                    watch.answered(From::Source, bytes.len());
+                }
+                Err(error) => fail(&watch, read, error, reply),
             }
         });
     }
 }
 
-fn log_read(fs: &FileSystem, ino: Ino, offset: u64, length: usize, error: &FsError) {
-    let path = fs.path_of(ino).unwrap_or_else(|| format!("inode {}", ino.0));
-    let chunk = error.chunk().map(|c| c.0);
-    let error: &dyn std::error::Error = error;
-    tracing::error!(image = fs.image().name(), path, offset, length, chunk, error, "a read failed");
+fn fail(watch: &Watch, read: Read, error: FsError, reply: ReplyData) {
+    reply.error(translate(error.errno()));
+    watch.failed(read, error);
 }
 
 impl Filesystem for Fuse {
@@ -157,7 +154,7 @@ impl Filesystem for Fuse {
 
     fn read(
         &self,
-        _request: &Request,
+        request: &Request,
         ino: INodeNo,
         _handle: FileHandle,
         offset: u64,
@@ -166,10 +163,10 @@ impl Filesystem for Fuse {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let ino = Ino(ino.0);
-        let plan = match self.fs.plan_read(ino, offset, size) {
+        let read = Read { ino: Ino(ino.0), offset, length: size, pid: request.pid() };
+        let plan = match self.fs.plan_read(read.ino, offset, size) {
             Ok(plan) => plan,
-            Err(error) => return reply.error(self.read_failed(None, ino, offset, error)),
+            Err(error) => return fail(&self.watch, read, error, reply),
         };
         REPLY.with_borrow_mut(|buffer| {
             if buffer.len() < plan.length() {
@@ -177,9 +174,12 @@ impl Filesystem for Fuse {
             }
             let bytes = &mut buffer[..plan.length()];
             match self.fs.read_cached(&plan, bytes) {
-                Ok(true) => reply.data(bytes),
-                Ok(false) => self.read_later(plan, ino, offset, reply),
-                Err(error) => reply.error(self.read_failed(Some(&plan), ino, offset, error)),
+                Ok(true) => {
+                    reply.data(bytes);
+                    self.watch.answered(From::Cache, bytes.len());
+                }
+                Ok(false) => self.read_later(plan, read, reply),
+                Err(error) => fail(&self.watch, read, error, reply),
             }
         });
     }

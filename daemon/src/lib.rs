@@ -5,18 +5,23 @@
 //!   ├ fs       what the filesystem says: names, attributes, bytes; straight from the mapped bootstrap, knows no FUSE
 //!   ├ fuse     translates between fuser and fs
 //!   ├ kernel   mount(2), umount(2), the mount table, read-ahead of the mount
+//!   ├ watch    counts reads, says in the log who waits for what
+//!   ├ endpoint answers `GET /metrics`
 //!   └ record   who serves which mount, for `lazo umount`
 //! ```
 
+mod endpoint;
 mod error;
 mod fs;
 mod fuse;
 mod kernel;
 mod record;
 mod serve;
+mod watch;
 
+pub use endpoint::MetricsAddr;
 pub use error::{Error, Result};
-pub use fs::{Attributes, Entry, FileSystem, FsError, Ino, ReadPlan, Totals};
+pub use fs::{Attributes, Awaited, Entry, FileSystem, FsError, Ino, ReadPlan, Totals};
 pub use kernel::check_mount_point;
 pub use record::umount;
 pub use serve::{MountOptions, serve};

@@ -1,4 +1,5 @@
-//! Who serves which mount: `RUN/mounts/MAJOR:MINOR-PID.json`, locked by its process as long as that lives.
+//! Who serves which mount: `RUN/mounts/MAJOR:MINOR-PID.json`, locked by its process as long as that lives. Beside it is
+//! `MAJOR:MINOR-PID.sock`, at which the process answers.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -25,6 +26,20 @@ pub(crate) struct Content {
     pub(crate) manifest: String,
     pub(crate) mount_point: String,
     pub(crate) log: Option<String>,
+    /// The socket at which it answers.
+    pub(crate) control: Option<String>,
+}
+
+/// Where the record of a mount and what belongs to it are, but for the ending.
+fn place(run_dir: &Path, mounted: &Mounted, pid: u32) -> PathBuf {
+    run_dir.join("mounts").join(format!("{}-{pid}", mounted.device))
+}
+
+/// The socket of a mount that this process serves. Its directory is there when this returns.
+pub(crate) fn control_socket(run_dir: &Path, mounted: &Mounted) -> Result<PathBuf> {
+    let dir = run_dir.join("mounts");
+    fs::create_dir_all(&dir).map_err(Error::io::<io::Error>(format!("make {}", dir.display())))?;
+    Ok(place(run_dir, mounted, std::process::id()).with_extension("sock"))
 }
 
 /// The record of a mount that this process serves. Goes with it.
@@ -37,10 +52,11 @@ pub(crate) struct Record {
 impl Record {
     /// Writes the record of a mount.
     pub(crate) fn write(run_dir: &Path, mounted: &Mounted, content: &Content) -> Result<Self> {
-        let dir = run_dir.join("mounts");
-        let path = dir.join(format!("{}-{}.json", mounted.device, content.pid));
+        let path = place(run_dir, mounted, content.pid).with_extension("json");
         let write = || {
-            fs::create_dir_all(&dir)?;
+            if let Some(dir) = path.parent() {
+                fs::create_dir_all(dir)?;
+            }
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&path)?;
             flock(&file, FlockOperation::NonBlockingLockExclusive)?;
             file.write_all(&serde_json::to_vec_pretty(content)?)?;
@@ -69,10 +85,11 @@ impl Server {
     fn find(run_dir: &Path, mounted: &Mounted) -> Option<Self> {
         let prefix = format!("{}-", mounted.device);
         let entries = fs::read_dir(run_dir.join("mounts")).ok()?.flatten();
-        let mut candidates = entries.filter(|e| e.file_name().to_string_lossy().starts_with(&prefix));
-        candidates.find_map(|entry| Self::open(&entry.path()))
+        let mut candidates = entries.map(|entry| entry.path()).filter(|path| is_record(path, &prefix));
+        candidates.find_map(|record| Self::open(&record))
     }
 
+    /// From a record, if its process lives.
     fn open(record: &Path) -> Option<Self> {
         let mut file = File::open(record).ok()?;
         let mut text = String::new();
@@ -101,9 +118,15 @@ impl Server {
     }
 }
 
-/// Removes the record of a process that was killed.
+fn is_record(path: &Path, prefix: &str) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.starts_with(prefix) && name.ends_with(".json")
+}
+
+/// Removes the record and the socket of a process that was killed.
 fn remove_stale(record: &Path) {
-    // If it stays, it is not locked, and so means nothing.
+    // If they stay, nobody holds the lock or listens, and so they mean nothing.
+    let _ = fs::remove_file(record.with_extension("sock"));
     let _ = fs::remove_file(record);
 }
 

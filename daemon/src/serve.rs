@@ -8,16 +8,18 @@ use std::time::Duration;
 
 use fuser::{Config, Session, SessionACL};
 use lazo_registry::{ImageRef, Options, Platform, Source};
+use lazo_storage::metrics::Metrics;
 use lazo_storage::{LazoImage, Origin, Reader};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
+use crate::endpoint::{Endpoint, MetricsAddr};
 use crate::error::{Error, Result};
 use crate::fs::FileSystem;
 use crate::fuse::Fuse;
 use crate::kernel;
-use crate::record::{Content, Record};
+use crate::record::{self, Content, Record};
 
 /// Threads that take requests from the kernel. Misses do not occupy one, so that this only is for metadata and cached reads
 /// of several processes.
@@ -47,10 +49,30 @@ pub struct MountOptions {
     pub run_dir: PathBuf,
     /// How to reach registries.
     pub registry: Options,
+    /// Where metrics can be read, beside the mount's own socket.
+    pub metrics: Option<MetricsAddr>,
     /// Whether to fetch the image's prefetch list in the background.
     pub prefetch: bool,
     /// Where this process writes its log, for messages.
     pub log: Option<PathBuf>,
+}
+
+impl MountOptions {
+    /// An image of this machine's platform at a mount point, with nothing fetched ahead and the defaults for all else.
+    #[must_use]
+    pub fn new(image: ImageRef, mount_point: PathBuf, state_dir: PathBuf, run_dir: PathBuf) -> Self {
+        Self {
+            image,
+            platform: Platform::host(),
+            mount_point,
+            state_dir,
+            run_dir,
+            registry: Options::default(),
+            metrics: None,
+            prefetch: false,
+            log: None,
+        }
+    }
 }
 
 /// Mounts an image and serves it until it is unmounted or the process is told to end (SIGTERM, SIGINT, SIGHUP). Calls `ready`
@@ -74,6 +96,8 @@ fn run(
 ) -> Result<()> {
     let mut signals =
         runtime.block_on(async { Signals::new() }).map_err(Error::io::<io::Error>("watch for signals"))?;
+    let metrics = Arc::new(Metrics::new());
+    let _scraped = options.metrics.as_ref().map(|a| offer_metrics(a, &metrics, runtime.handle())).transpose()?;
     let (image, source) = runtime.block_on(async {
         tokio::select! {
             opened = open(options) => opened,
@@ -88,7 +112,7 @@ fn run(
 
     let device = kernel::mount(&name, mount_point)?;
     let mut mount = Mount { path: mount_point, mounted: true };
-    let fuse = Fuse::new(fs, runtime.handle().clone());
+    let fuse = Fuse::new(fs, Arc::clone(&metrics), runtime.handle().clone());
     let session = Session::from_fd(fuse, device, SessionACL::All, config());
     let ended = start(session.map_err(Error::io::<io::Error>("begin the session with the kernel"))?)?;
 
@@ -98,14 +122,19 @@ fn run(
     kernel::raise_read_ahead(&mounted);
     let probe = fs::read_dir(mount_point).and_then(|mut d| d.next().transpose());
     probe.map_err(Error::io::<io::Error>(format!("list {}", mount_point.display())))?;
+    let control = record::control_socket(&options.run_dir, &mounted)?;
+    let _control = Endpoint::start(&MetricsAddr::Unix(control.clone()), Arc::clone(&metrics), runtime.handle())
+        .map_err(Error::io::<io::Error>(format!("listen at {}", control.display())))?;
     let content = Content {
         pid: std::process::id(),
         image: name.clone(),
         manifest: manifest.clone(),
         mount_point: mount_point.display().to_string(),
         log: options.log.as_ref().map(|log| log.display().to_string()),
+        control: Some(control.display().to_string()),
     };
     let record = Record::write(&options.run_dir, &mounted, &content)?;
+    metrics.mounts.inc();
     tracing::info!(image = name, manifest, mount_point = %mount_point.display(), "mounted");
     ready().map_err(Error::io::<io::Error>("tell that the mount is ready"))?;
     if options.prefetch {
@@ -113,8 +142,14 @@ fn run(
     }
     let result = runtime.block_on(wait(&mut mount, ended, signals));
     tracing::info!(image = name, stats = ?reader.stats(), "unmounted");
+    metrics.mounts.dec();
     drop(record);
     result
+}
+
+fn offer_metrics(address: &MetricsAddr, metrics: &Arc<Metrics>, runtime: &Handle) -> Result<Endpoint> {
+    let failed = |source| Error::Metrics { address: address.to_string(), source };
+    Endpoint::start(address, Arc::clone(metrics), runtime).map_err(failed)
 }
 
 fn runtime() -> io::Result<Runtime> {

@@ -89,16 +89,7 @@ impl Mount {
     fn new(place: &Place, image: ImageRef) -> Self {
         let path = place.join("mount");
         fs::create_dir_all(&path).unwrap();
-        let options = MountOptions {
-            image,
-            platform: Platform::host(),
-            mount_point: path.clone(),
-            state_dir: place.join("state"),
-            run_dir: place.join("run"),
-            registry: Options::default(),
-            prefetch: false,
-            log: None,
-        };
+        let options = MountOptions::new(image, path.clone(), place.join("state"), place.join("run"));
         let (tell, ready) = mpsc::channel();
         let thread =
             std::thread::spawn(move || lazo_daemon::serve(&options, || tell.send(()).map_err(io::Error::other)));

@@ -1,0 +1,49 @@
+//! The paths that log lines name.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lru::LruCache;
+use tokio::sync::Mutex;
+
+use crate::fs::{FileSystem, Ino};
+
+/// Paths that are remembered: those of about as many lines as a bounded log has of one outage.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+
+/// How long a line waits for its path. Searching the largest tree takes about a second; a few lines may want that at a time.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Finds paths by searching the tree, one at a time, so that this takes one of the runtime's few blocking threads at most.
+#[derive(Debug)]
+pub(super) struct Paths {
+    fs: Arc<FileSystem>,
+    found: Arc<Mutex<LruCache<Ino, Option<String>>>>,
+}
+
+impl Paths {
+    pub(super) fn new(fs: Arc<FileSystem>) -> Self {
+        Self { fs, found: Arc::new(Mutex::new(LruCache::new(REMEMBERED))) }
+    }
+
+    /// A path of a file, if it is found in time.
+    pub(super) async fn find(&self, ino: Ino) -> Option<String> {
+        tokio::time::timeout(PATIENCE, self.search(ino)).await.ok().flatten()
+    }
+
+    async fn search(&self, ino: Ino) -> Option<String> {
+        // Held by the search itself, which goes on when nobody waits for it any more.
+        let mut found = Arc::clone(&self.found).lock_owned().await;
+        if let Some(path) = found.get(&ino) {
+            return path.clone();
+        }
+        let fs = Arc::clone(&self.fs);
+        let search = tokio::task::spawn_blocking(move || {
+            let path = fs.path_of(ino);
+            found.put(ino, path.clone());
+            path
+        });
+        search.await.ok().flatten()
+    }
+}
