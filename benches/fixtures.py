@@ -1,10 +1,13 @@
-"""A docker-registry on a free loopback port, as benches/run.py needs it."""
+"""A docker-registry on a free loopback port, and a slow network before it, as benches/run.py needs them."""
 
+import json
 import shutil
 import socket
 import subprocess
 import time
 from pathlib import Path
+
+from common import RIG
 
 START_LIMIT = 20  # seconds
 
@@ -41,3 +44,28 @@ class Registry:
     def __exit__(self, *_):
         self.process.terminate()
         self.process.wait()
+
+
+class Proxy:
+    """`rig proxy` before a registry, while `with` lasts: each answer comes `latency` milliseconds late."""
+
+    def __init__(self, upstream: str, latency: int, address="127.0.0.1"):
+        self.command, self.latency = [RIG, "proxy", address, upstream], latency
+
+    def __enter__(self):
+        self.process = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.host = json.loads(self.process.stdout.readline())["host"]
+        self.tell(f"latency {self.latency}")
+        return self
+
+    def tell(self, line: str):
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def log(self) -> list:
+        """The requests since the last time, in the order of their arrival."""
+        return self.tell("log")
+
+    def __exit__(self, *_):
+        self.process.communicate()

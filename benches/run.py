@@ -1,159 +1,47 @@
 #!/usr/bin/env python3
 """Measures what docs/BENCHMARKS.md promises, on this machine, and writes the figures there.
 
-usage: benches/run.py [PART...]     parts: convert mount warm cold trees (all of them without an argument)
+usage: benches/run.py [PART...]     parts: convert mount warm cold start trees (all of them without an argument)
 
 Everything runs on the `large` test corpus with release binaries, as root. What is compared is measured in turns within
 one run; figures are medians. Results: target/bench/results.json, and the table between the markers of docs/BENCHMARKS.md.
+Without `convert` among the parts, what an earlier run converted is used again. With LAZO_BENCH_BIN=DIRECTORY nothing is
+built, and the programs there are measured.
 """
 
-import contextlib
 import json
 import os
 import platform
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(HERE.parent / "scripts"))
 sys.dont_write_bytecode = True
 
 import fixtures  # noqa: E402
+import starts  # noqa: E402
+from common import (LAZO, RIG, ROOT, WORK, Figures, document, drop_caches, fresh, kernel_erofs, manifest, measured,  # noqa: E402
+                    mounted, push, rig, rss, run, server_of, tagged)
 from corpuslib.oci import Layout  # noqa: E402
 from corpuslib.rawtar import Tar  # noqa: E402
 
-TARGET = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
-WORK = TARGET / "bench"
-LAZO = TARGET / "release/lazo"
-RIG = TARGET / "release/examples/rig"
 DOCUMENT = ROOT / "docs/BENCHMARKS.md"
 BEGIN, END = "<!-- figures: written by make bench -->", "<!-- end of figures -->"
 TREES = (10**3, 10**5, 10**6)
 CONVERSIONS, WALKS, COLD_READS, MOUNTS, TREE_MOUNTS = 3, 9, 5, 21, 15
-PARTS = ("convert", "mount", "warm", "cold", "trees")
+PARTS = ("convert", "mount", "warm", "cold", "start", "trees")
 # How much longer the mount of 10^6 entries may take than that of 10^3 before it counts as growing: the noise of a median.
 FLAT = 1.25
 
 
-class Figures:
-    """What was measured, with what was promised."""
-
-    def __init__(self):
-        self.rows = []
-
-    def add(self, what: str, value: float, unit: str, most=None, least=None, note=""):
-        """`most`, `least`: the promise, if there is one."""
-        target = f"at most {most:g}" if most is not None else f"at least {least:g}" if least is not None else ""
-        kept = None if not target else value <= most if most is not None else value >= least
-        self.rows.append({"what": what, "value": value, "unit": unit, "target": target, "kept": kept, "note": note})
-        print(f"{what}: {value:.4g} {unit}  {target}  {verdict(kept)}  {note}", flush=True)
-
-    def table(self) -> str:
-        lines = ["| figure | measured | target | | note |", "|---|---|---|---|---|"]
-        for row in self.rows:
-            lines.append(f"| {row['what']} | {row['value']:.4g} {row['unit']} | {row['target']} | {verdict(row['kept'])} | {row['note']} |")
-        return "\n".join(lines)
-
-
-def verdict(kept) -> str:
-    return {None: "", True: "kept", False: "**missed**"}[kept]
-
-
-def run(*command, **options) -> str:
-    done = subprocess.run([str(word) for word in command], check=True, stdout=subprocess.PIPE, text=True, **options)
-    return done.stdout
-
-
-def rig(*command, **options) -> dict:
-    return json.loads(run(RIG, *command, **options))
-
-
-def measured(*command):
-    """Seconds and peak RSS in bytes of a command, and its stdout."""
-    start = time.perf_counter()
-    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.PIPE)
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{' '.join(map(str, command))}: exit code {process.returncode}")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024, output
-
-
-def fresh(name: str) -> Path:
-    path = WORK / name
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
-    return path
-
-
-def drop_caches():
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3\n")
-
-
-def document(layout: Path, digest: str) -> dict:
-    return json.loads((layout / "blobs" / digest.replace(":", "/")).read_text())
-
-
-def tagged(layout: Path, tag: str) -> dict:
-    entries = json.loads((layout / "index.json").read_text())["manifests"]
-    return next(entry for entry in entries if entry["annotations"]["org.opencontainers.image.ref.name"] == tag)
-
-
-def manifest(layout: Path, tag: str) -> dict:
-    return document(layout, tagged(layout, tag)["digest"])
-
-
-@contextlib.contextmanager
-def mounted(image: str, state="state"):
-    """`lazo mount` at target/bench/mount for as long as `with` lasts; also what the mounting took."""
-    place = WORK / "mount"
-    place.mkdir(exist_ok=True)
-    environment = {**os.environ, "LAZO_STATE_DIR": str(WORK / state), "LAZO_RUN_DIR": str(WORK / "run")}
-    result = rig("mount", LAZO, image, place, env=environment)
-    try:
-        yield place, result["seconds"]
-    finally:
-        run(LAZO, "umount", place, env=environment)
-
-
-@contextlib.contextmanager
-def kernel_erofs(layout: Path):
-    """The kernel's EROFS over the decompressed blobs, all local."""
-    unpacked, place = fresh("erofs"), WORK / "erofs-mount"
-    place.mkdir(exist_ok=True)
-    rig("unpack", layout, "lazo", unpacked)
-    process = subprocess.Popen([RIG, "erofs", unpacked, place], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        if not process.stdout.readline():
-            sys.exit("the kernel does not mount the image")
-        yield place
-    finally:
-        process.communicate()
-
-
-def server_of(place: Path) -> int:
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            words = entry.read_bytes().split(b"\0")
-            if words[0].endswith(b"lazo") and bytes(place) in words:
-                return int(entry.parent.name)
-    sys.exit(f"no process serves {place}")
-
-
-def rss(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS:")).split()[1]) * 1024
-
-
 def convert(figures: Figures, corpus: Path, full: bool) -> Path:
     """Converts the corpus, measured when `full`; the layout of the result at the default level (tag `lazo`)."""
+    if not full and (WORK / "converted/0/index.json").is_file():
+        return WORK / "converted/0"
     source = f"oci:{corpus}/layout:gzip"
     layers = manifest(corpus / "layout", "gzip")["layers"]
     paths = [corpus / "layout/blobs" / layer["digest"].replace(":", "/") for layer in layers]
@@ -181,13 +69,6 @@ def convert(figures: Figures, corpus: Path, full: bool) -> Path:
         figures.add("bootstrap layer as stored", manifest(layout, "lazo")["layers"][-1]["size"] / entries, "bytes an entry",
                     most=60, note=f"{entries} entries")
     return layouts["the default level"]
-
-
-def push(registry, layout: Path, name: str) -> str:
-    """Copies a converted layout to the registry; the reference by digest."""
-    run("skopeo", "--insecure-policy", "copy", "--quiet", "--preserve-digests", "--dest-tls-verify=false",
-        f"oci:{layout}:lazo", f"docker://{registry.host}/{name}:lazo")
-    return f"docker://{registry.host}/{name}@{tagged(layout, 'lazo')['digest']}"
 
 
 def mount(figures: Figures, image: str):
@@ -300,7 +181,8 @@ def main():
         sys.exit(__doc__)
     if os.geteuid() != 0:
         sys.exit("run as root: it mounts file systems and drops caches")
-    run("cargo", "build", "--release", "--locked", "--bin", "lazo", "--example", "rig", cwd=ROOT)
+    if "LAZO_BENCH_BIN" not in os.environ:
+        run("cargo", "build", "--release", "--locked", "--bin", "lazo", "--example", "rig", cwd=ROOT)
     WORK.mkdir(parents=True, exist_ok=True)
     figures = Figures()
     corpus = Path(run(ROOT / "scripts/corpus", "large").strip())
@@ -313,6 +195,8 @@ def main():
             warm(figures, image, layout, corpus)
         if "cold" in parts:
             cold(figures, image)
+        if "start" in parts:
+            starts.start(figures, registry, layout, corpus)
         if "trees" in parts:
             trees(figures, registry)
     if set(parts) == set(PARTS):

@@ -164,6 +164,7 @@ impl Filesystem for Fuse {
         reply: ReplyData,
     ) {
         let read = Read { ino: Ino(ino.0), offset, length: size, pid: request.pid() };
+        tracing::trace!(ino = ino.0, offset, size, "read");
         let plan = match self.fs.plan_read(read.ino, offset, size) {
             Ok(plan) => plan,
             Err(error) => return fail(&self.watch, read, error, reply),
