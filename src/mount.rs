@@ -14,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use anyhow::{Context as _, bail};
 use lazo_daemon::{MetricsAddr, MountOptions};
 use lazo_registry::{ImageRef, Platform};
+use lazo_storage::cache::{CacheOptions, Limit};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::global::Global;
@@ -44,6 +45,9 @@ pub(crate) struct Args {
     /// What to fetch before it is read
     #[arg(long, value_enum, default_value_t = Prefetch::Hints)]
     prefetch: Prefetch,
+    /// Most disk space that all cached data may take: a size such as 20G, a part of the file system such as 50%, or none
+    #[arg(long, value_name = "SIZE|PERCENT", env = "LAZO_CACHE_LIMIT", default_value_t = Limit::default())]
+    cache_limit: Limit,
     /// Which of the image's platforms [default: this machine's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<Platform>,
@@ -106,6 +110,7 @@ impl Args {
             mount_point: std::path::absolute(&self.dir)?,
             registry: global.registry_options(),
             state_dir: global.state_dir,
+            cache: CacheOptions { limit: self.cache_limit },
             run_dir: global.run_dir,
             metrics: self.metrics.clone().map(absolute).transpose()?,
             prefetch: self.prefetch == Prefetch::Hints,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use fuser::{Config, Session, SessionACL};
 use lazo_registry::{ImageRef, Options, Platform, Source};
+use lazo_storage::cache::{Cache, CacheOptions};
 use lazo_storage::metrics::Metrics;
 use lazo_storage::{LazoImage, Origin, Reader};
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -45,6 +46,8 @@ pub struct MountOptions {
     pub mount_point: PathBuf,
     /// Where images and chunks are kept.
     pub state_dir: PathBuf,
+    /// How the cache of chunks is kept.
+    pub cache: CacheOptions,
     /// Where the record of the mount is kept.
     pub run_dir: PathBuf,
     /// How to reach registries.
@@ -68,6 +71,7 @@ impl MountOptions {
             state_dir,
             run_dir,
             registry: Options::default(),
+            cache: CacheOptions::default(),
             metrics: None,
             prefetch: false,
             log: None,
@@ -98,6 +102,8 @@ fn run(
         runtime.block_on(async { Signals::new() }).map_err(Error::io::<io::Error>("watch for signals"))?;
     let metrics = Arc::new(Metrics::new());
     let _scraped = options.metrics.as_ref().map(|a| offer_metrics(a, &metrics, runtime.handle())).transpose()?;
+    // Before anything is written into the state directory, which may be another version's.
+    let cache = Cache::open(&options.state_dir, options.cache, Arc::clone(&metrics))?;
     let (image, source) = runtime.block_on(async {
         tokio::select! {
             opened = open(options) => opened,
@@ -105,8 +111,7 @@ fn run(
         }
     })?;
     let index = Arc::clone(image.index());
-    let reader =
-        Arc::new(Reader::new(index, Arc::new(Origin::new(source)), &options.state_dir, runtime.handle().clone()));
+    let reader = Arc::new(Reader::new(index, Arc::new(Origin::new(source)), cache, runtime.handle().clone()));
     let (name, manifest) = (image.name().to_owned(), image.manifest_digest().to_string());
     let fs = Arc::new(FileSystem::new(image, Arc::clone(&reader)));
 

@@ -16,6 +16,7 @@ use std::thread::JoinHandle;
 use lazo_daemon::{FileSystem, FsError, Ino, MountOptions};
 use lazo_format::{Extent, FileType, NodeKind};
 use lazo_registry::{ImageRef, Options, Platform, Source};
+use lazo_storage::cache::{Cache, CacheOptions};
 use lazo_storage::{LazoImage, Reader};
 use rustix::fs::{SeekFrom, XattrFlags, getxattr, listxattr, seek, setxattr};
 use rustix::io::Errno;
@@ -71,7 +72,7 @@ impl Place {
         let reader = Reader::new(
             Arc::clone(image.index()),
             Arc::new(lazo_storage::Origin::new(source)),
-            &self.join("state"),
+            Cache::open(&self.join("state"), CacheOptions::default(), Arc::default()).unwrap(),
             runtime,
         );
         FileSystem::new(image, Arc::new(reader))
@@ -301,7 +302,7 @@ async fn a_hostile_bootstrap_is_an_error_never_a_panic() {
         let reader = Reader::new(
             Arc::clone(image.index()),
             Arc::new(lazo_storage::Origin::new(source)),
-            &place.join("state"),
+            Cache::open(&place.join("state"), CacheOptions::default(), Arc::default()).unwrap(),
             runtime,
         );
         opened += 1;

@@ -39,6 +39,25 @@ impl Bits {
         }
     }
 
+    /// Sets a bit; where it is set already, the cache line stays shared.
+    pub(crate) fn set_if_clear(&self, bit: u32) {
+        if !self.get(bit) {
+            self.set(bit);
+        }
+    }
+
+    /// Clears all.
+    pub(crate) fn clear(&self) {
+        self.0.iter().for_each(|word| word.store(0, Ordering::Release));
+    }
+
+    /// Makes each bit what it is in `others`, of which there are as many.
+    pub(crate) fn replace(&self, others: &Self) {
+        for (word, other) in self.0.iter().zip(&others.0) {
+            word.store(other.load(Ordering::Acquire), Ordering::Release);
+        }
+    }
+
     /// Clears a bit and says whether it was set.
     pub(crate) fn take(&self, bit: u32) -> bool {
         let (word, mask) = self.word(bit);
@@ -63,7 +82,13 @@ mod tests {
         assert!(!bits.get(1000), "a bit beyond the end stays clear");
 
         let bits = Bits::from_bytes(70, &[0b1000_0001, 0, 0, 0, 0, 0, 0, 0, 2]);
-        let set: Vec<u32> = (0..70).filter(|&b| bits.get(b)).collect();
-        assert_eq!(set, [0, 7, 65]);
+        let set = |bits: &Bits| (0..70).filter(|&b| bits.get(b)).collect::<Vec<u32>>();
+        assert_eq!(set(&bits), [0, 7, 65]);
+        let other = Bits::new(70);
+        other.set_if_clear(1);
+        other.replace(&bits);
+        assert_eq!(set(&other), [0, 7, 65]);
+        other.clear();
+        assert!(set(&other).is_empty());
     }
 }

@@ -1,29 +1,21 @@
 //! One blob of an image: its part of the chunk index, its cache, and its chunks that are on their way.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lazo_format::{BlobIndex, BlobRecord, ChunkIndex, ChunkRecord, Index, IndexError};
 
 use crate::bits::Bits;
-use crate::cache::BlobCache;
+use crate::cache::{BlobCache, Cache};
 use crate::error::ReadError;
 use crate::flight::{Flight, Outcome};
 use crate::mapped::Mapped;
-use crate::overflow::Overflow;
 use crate::readahead::Streams;
 
 /// Hex digits of the table's digest in the cache directory's name: 128 bits, out of reach of who would look for a second
 /// table with the same ones.
 const TABLE_DIGITS: usize = 32;
-
-thread_local! {
-    /// Where a chunk from the cache is hashed. One buffer of at most the largest chunk for each thread that reads.
-    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
 
 /// One blob. Chunks have their numbers in the image's index; within the cache they count from 0.
 #[derive(Debug)]
@@ -31,8 +23,7 @@ pub(crate) struct Blob {
     index: Arc<Index<Mapped>>,
     number: BlobIndex,
     record: BlobRecord,
-    cache: BlobCache,
-    overflow: Arc<Overflow>,
+    cache: Arc<BlobCache>,
     flights: Mutex<HashMap<u32, Arc<Flight>>>,
     streams: Mutex<Streams>,
     /// Chunks whose first use means that more should be read ahead.
@@ -40,21 +31,22 @@ pub(crate) struct Blob {
 }
 
 impl Blob {
-    /// Opens a blob and its cache below `blobs`, the directory of all blobs' caches.
+    /// Opens a blob and its cache.
     ///
-    /// Reads all of the blob's chunk records once: they must tile the blob, and their digest names the cache.
+    /// Reads all of the blob's chunk records: they must tile the blob, and their digest names the cache.
     pub(crate) fn open(
         index: Arc<Index<Mapped>>,
         number: BlobIndex,
-        blobs: &Path,
-        overflow: Arc<Overflow>,
+        cache: &Arc<Cache>,
     ) -> Result<Self, Arc<ReadError>> {
         let (record, table) = survey(&index, number).map_err(|e| bad_index(number, 0, e))?;
-        let dir = blobs.join(format!("{}.{}", record.digest.hex(), &table[..TABLE_DIGITS]));
-        let cache = BlobCache::open(&dir, record.device_size, record.chunk_count);
+        let key = format!("{}.{}", record.digest.hex(), &table[..TABLE_DIGITS]);
+        // They could be read once already.
+        let sizes = record.chunks().map_while(|chunk| index.chunk(ChunkIndex(chunk)).ok()).map(|c| c.device_size);
+        let cache = cache.blob(&key, sizes);
         let marks = Bits::new(record.chunk_count);
         let streams = Mutex::new(Streams::new(record.compressed_size));
-        Ok(Self { index, number, record, cache, overflow, flights: Mutex::default(), streams, marks })
+        Ok(Self { index, number, record, cache, flights: Mutex::default(), streams, marks })
     }
 
     pub(crate) fn record(&self) -> &BlobRecord {
@@ -121,78 +113,31 @@ impl Blob {
 
     /// Whether a chunk can be read from the cache. Hashes it if that has not been done in this process.
     pub(crate) fn is_usable(&self, chunk: u32) -> Result<bool, Arc<ReadError>> {
-        let local = self.local(chunk);
         if self.is_verified(chunk) {
             return Ok(true);
         }
-        if !self.cache.is_ready(local) {
-            return Ok(false);
-        }
         let record = self.chunk(chunk)?;
-        let intact = SCRATCH.with_borrow_mut(|scratch| {
-            scratch.resize(record.device_size as usize, 0);
-            let read = self.cache.read(record.device_offset.0, scratch)?;
-            Ok::<_, Arc<ReadError>>(read && lazo_format::chunk::verify(&record, scratch).is_ok())
-        })?;
-        if intact {
-            self.cache.set_verified(local);
-        } else {
-            tracing::warn!(blob = %self.record.digest, chunk, cache = %self.cache.dir().display(),
-                "a chunk in the cache is damaged, it is fetched again");
-            self.cache.forget(local);
-        }
-        Ok(intact)
+        Ok(self.cache.verify(self.local(chunk), |bytes| lazo_format::chunk::verify(&record, bytes).is_ok()))
     }
 
     /// Whether a chunk is verified already; does no I/O.
     pub(crate) fn is_verified(&self, chunk: u32) -> bool {
-        self.cache.is_verified(self.local(chunk)) || self.overflow.get(chunk).is_some()
+        self.cache.is_verified(self.local(chunk))
     }
 
-    /// Whether the cache has taken all that it was given so far.
+    /// Whether the cache has taken what it was given of late.
     pub(crate) fn has_room(&self) -> bool {
-        !self.overflow.is_used()
+        self.cache.has_room()
     }
 
     /// Keeps a chunk's verified bytes: in the cache, or for a while in memory.
-    pub(crate) fn store(&self, chunk: u32, record: &ChunkRecord, bytes: &[u8]) {
-        if let Err(error) = self.cache.store(self.local(chunk), record.device_offset.0, bytes)
-            && self.overflow.keep(chunk, bytes)
-        {
-            tracing::warn!(cache = %self.cache.dir().display(), %error,
-                "the cache cannot be written: what it has no room for is fetched whenever it is read");
-        }
+    pub(crate) fn store(&self, chunk: u32, bytes: &[u8]) {
+        self.cache.store(self.local(chunk), bytes);
     }
 
     /// Reads at a device address whose chunks are usable; false if they have gone after all.
-    pub(crate) fn read(&self, at: u64, buf: &mut [u8], chunks: Range<u32>) -> Result<bool, Arc<ReadError>> {
-        if !self.has_room() {
-            return self.read_by_chunk(at, buf, chunks);
-        }
-        let read = self.cache.read(at, buf)?;
-        if !read {
-            chunks.for_each(|chunk| self.cache.forget(self.local(chunk)));
-        }
-        Ok(read)
-    }
-
-    fn read_by_chunk(&self, at: u64, buf: &mut [u8], chunks: Range<u32>) -> Result<bool, Arc<ReadError>> {
-        let end = at + buf.len() as u64;
-        for chunk in chunks {
-            let range = self.chunk(chunk)?.device_range();
-            let part = range.start.max(at)..range.end.min(end);
-            let offset = |address: u64, base: u64| usize::try_from(address.saturating_sub(base)).unwrap_or(usize::MAX);
-            let Some(target) = buf.get_mut(offset(part.start, at)..offset(part.end, at)) else { return Ok(false) };
-            if let Some(bytes) = self.overflow.get(chunk) {
-                let Some(bytes) = bytes.get(offset(part.start, range.start)..offset(part.end, range.start)) else {
-                    return Ok(false);
-                };
-                target.copy_from_slice(bytes);
-            } else if !self.cache.is_verified(self.local(chunk)) || !self.cache.read(part.start, target)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+    pub(crate) fn read(&self, at: u64, buf: &mut [u8], chunks: Range<u32>) -> bool {
+        self.cache.read(at, buf, self.local(chunks.start)..self.local(chunks.end))
     }
 
     pub(crate) fn streams(&self) -> MutexGuard<'_, Streams> {

@@ -1,239 +1,271 @@
-//! The cache of one blob: a sparse file laid out as its device space, and a bitmap of what is in it.
+//! The cache of chunks, shared by all processes that use a state directory.
+//!
+//! ```text
+//! STATE/version                      of this layout; another one is refused
+//! STATE/cache.use                    bytes in use, counted by all processes together (`ledger`)
+//! STATE/blobs/<blob>.<table>/data    sparse file laid out as the blob's device space
+//!                            ready   bitmap of the chunks that some process has written
+//!                            lock    locked, shared, by each process that uses the blob; its time is that of the last use
+//! ```
+//! Crash-only: nothing is synced, the bitmap is a hint, and each process hashes each chunk before its first use. What is written to
+//! `data` is the same verified bytes at the same place whoever writes it, so that processes share a blob without more
+//! agreement than the lock: who gets it exclusively may remove the directory or punch holes, as nobody else has verified anything
+//! in it. Removing files under a reader costs fetches and is no wrong byte.
+//!
+//! The disk space of all blobs stays within a [`Limit`]: room is taken before a chunk is written, and a thread (`evict`) makes
+//! room. What finds none, because of the limit or a full or read-only disk, is served from a bounded memory (`overflow`), and storing
+//! is tried again after a pause.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+mod blob;
+mod dirs;
+mod evict;
+mod files;
+mod ledger;
+mod limit;
+mod lock;
+mod pause;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use crate::bits::Bits;
-use crate::error::ReadError;
+use prometheus_client::metrics::gauge::Gauge;
 
-/// Mode of what is made below the state directory: an image may hold files that not everybody may read.
-const DIR_MODE: u32 = 0o700;
-const FILE_MODE: u32 = 0o600;
+pub(crate) use blob::BlobCache;
+pub(crate) use files::make_dir;
+pub use limit::{LIMIT_SLACK, Limit, LimitError, MIN_LIMIT, parse_size};
 
-/// Makes a directory below the state directory, and its parents.
-pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(DIR_MODE).create(path)
+use crate::error::{Error, Result};
+use crate::metrics::{Evicted, Metrics};
+use crate::overflow::Overflow;
+use evict::{Desk, Marks};
+use ledger::Ledger;
+use pause::Pause;
+
+/// Version of the state directory's layout.
+const VERSION: &str = "1";
+
+/// Stands for no limit.
+const UNLIMITED: u64 = u64::MAX;
+
+/// How the cache is kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CacheOptions {
+    /// How much disk space it may take.
+    pub limit: Limit,
 }
 
-/// One blob's cache. Chunks are numbered from 0 within the blob.
-///
-/// A chunk is *ready* when some process has written it, and *verified* when this process has hashed it, which is the only
-/// state that it is read in.
+/// A process's view of the cache below a state directory; one for all images that the process serves.
 #[derive(Debug)]
-pub(crate) struct BlobCache {
-    dir: PathBuf,
-    /// `None` where no such files can be had: on a full or read-only disk.
-    files: Option<Files>,
-    ready_bits: Bits,
-    verified: Bits,
-    /// Serialises the updates of `ready`, so that a thread does not write back a byte without another's bit.
-    updating: Mutex<()>,
+pub struct Cache {
+    blobs_dir: PathBuf,
+    options: CacheOptions,
+    /// The limit in bytes, as it was when last looked at, or [`UNLIMITED`].
+    limit: AtomicU64,
+    open: Mutex<Open>,
+    ledger: Ledger,
+    desk: Arc<Desk>,
+    /// The files have been counted at least once.
+    counted: AtomicBool,
+    pause: Pause,
+    overflow: Overflow,
+    metrics: Arc<Metrics>,
 }
 
-/// A cache's two files.
-#[derive(Debug)]
-struct Files {
-    data: File,
-    ready: File,
+/// The blobs that this process uses, by the name of their directories.
+#[derive(Debug, Default)]
+struct Open {
+    blobs: BTreeMap<String, Weak<BlobCache>>,
+    opened: u64,
 }
 
-impl Files {
-    /// Opens or makes both; on a read-only disk, opens what is there. Also tells which chunks `ready` names.
-    fn open(dir: &Path, device_size: u64, chunks: u32) -> io::Result<(Self, Bits)> {
-        let made = make_dir(dir).and_then(|()| Self::make(dir, device_size, chunks));
-        made.or_else(|error| Self::existing(dir, device_size, chunks).map_err(|_| error))
-    }
-
-    fn make(dir: &Path, device_size: u64, chunks: u32) -> io::Result<(Self, Bits)> {
-        let open = |name: &str| {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false).mode(FILE_MODE).open(dir.join(name))
-        };
-        let mut data = open("data")?;
-        let length = data.metadata()?.len();
-        if length != 0 && length != device_size {
-            // Not what it was. Another process may still read what it has verified in there, so that file stays as it is.
-            std::fs::remove_file(dir.join("data"))?;
-            data = open("data")?;
-        }
-        let ready = open("ready")?;
-        if data.metadata()?.len() != device_size {
-            // New: nothing counts. Another process that makes it at the same time does the same.
-            data.set_len(device_size)?;
-            ready.set_len(0)?;
-        }
-        let bits = named_ready(&ready, chunks)?;
-        Ok((Self { data, ready }, bits))
-    }
-
-    fn existing(dir: &Path, device_size: u64, chunks: u32) -> io::Result<(Self, Bits)> {
-        let (data, ready) = (File::open(dir.join("data"))?, File::open(dir.join("ready"))?);
-        if data.metadata()?.len() != device_size {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        let bits = named_ready(&ready, chunks)?;
-        Ok((Self { data, ready }, bits))
-    }
-}
-
-fn named_ready(ready: &File, chunks: u32) -> io::Result<Bits> {
-    let mut bytes = vec![0; chunks.div_ceil(8) as usize];
-    let present = read_up_to(ready, &mut bytes)?;
-    bytes.truncate(present);
-    Ok(Bits::from_bytes(chunks, &bytes))
-}
-
-impl BlobCache {
-    /// Opens or makes the cache in `dir` for a blob of `device_size` bytes in `chunks` chunks. Where that cannot be done, the
-    /// cache is one that holds nothing and keeps nothing.
-    pub(crate) fn open(dir: &Path, device_size: u64, chunks: u32) -> Self {
-        let (files, ready_bits) = match Files::open(dir, device_size, chunks) {
-            Ok((files, bits)) => (Some(files), bits),
-            Err(error) => {
-                tracing::warn!(cache = %dir.display(), %error, "no cache can be kept here: data is fetched whenever it is read");
-                (None, Bits::new(chunks))
-            }
-        };
-        let dir = dir.to_owned();
-        Self { dir, files, ready_bits, verified: Bits::new(chunks), updating: Mutex::new(()) }
-    }
-
-    pub(crate) fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    pub(crate) fn is_verified(&self, chunk: u32) -> bool {
-        self.verified.get(chunk)
-    }
-
-    /// Whether some process says that the chunk is there; looks again at what other processes have done since.
-    pub(crate) fn is_ready(&self, chunk: u32) -> bool {
-        if !self.ready_bits.get(chunk) && self.ready_byte(chunk) & bit(chunk) != 0 {
-            self.ready_bits.set(chunk);
-        }
-        self.ready_bits.get(chunk)
-    }
-
-    /// Says that this process has hashed the chunk and found it right.
-    pub(crate) fn set_verified(&self, chunk: u32) {
-        self.verified.set(chunk);
-    }
-
-    /// Writes a chunk whose bytes have been verified, at their device address.
+impl Cache {
+    /// Opens the cache below `state_dir`; there should be one for each process and state directory. Nothing needs to be there. Where
+    /// nothing can be written either, all is served from memory.
     ///
     /// # Errors
-    /// When the disk is full or read-only: the chunk is not in the cache then.
-    pub(crate) fn store(&self, chunk: u32, at: u64, bytes: &[u8]) -> io::Result<()> {
-        let files = self.files.as_ref().ok_or(io::ErrorKind::ReadOnlyFilesystem)?;
-        files.data.write_all_at(bytes, at)?;
-        self.ready_bits.set(chunk);
-        // A hint: if it cannot be kept, a later process fetches the chunk once more.
-        let _ = self.write_ready(chunk, true);
-        self.verified.set(chunk);
-        Ok(())
+    /// When the state directory is of another version, or the thread that evicts cannot be started.
+    pub fn open(state_dir: &Path, options: CacheOptions, metrics: Arc<Metrics>) -> Result<Arc<Self>> {
+        check_version(state_dir)?;
+        let cache = Arc::new(Self {
+            blobs_dir: state_dir.join("blobs"),
+            options,
+            limit: AtomicU64::new(UNLIMITED),
+            open: Mutex::default(),
+            ledger: Ledger::open(state_dir),
+            desk: Arc::default(),
+            counted: AtomicBool::new(false),
+            pause: Pause::default(),
+            overflow: Overflow::default(),
+            metrics,
+        });
+        cache.renew_limit();
+        evict::start(&cache).map_err(Error::io("start a thread for", state_dir))?;
+        // Counts, and evicts what is over a limit that has become lower.
+        cache.desk.ask();
+        Ok(cache)
     }
 
-    /// Forgets a chunk that was found damaged.
-    pub(crate) fn forget(&self, chunk: u32) {
-        self.verified.take(chunk);
-        self.ready_bits.take(chunk);
-        let _ = self.write_ready(chunk, false);
+    /// The cache of a blob in the directory `key`, whose chunks have these sizes in device space. The same one for all who use the
+    /// blob in this process.
+    pub(crate) fn blob(self: &Arc<Self>, key: &str, chunk_sizes: impl IntoIterator<Item = u32>) -> Arc<BlobCache> {
+        let mut open = self.lock_open();
+        if let Some(blob) = open.blobs.get(key).and_then(Weak::upgrade) {
+            return blob;
+        }
+        open.opened += 1;
+        let dir = self.blobs_dir.join(key);
+        let blob = Arc::new(BlobCache::open(Arc::clone(self), open.opened, dir, chunk_sizes.into_iter()));
+        open.blobs.insert(key.to_owned(), Arc::downgrade(&blob));
+        blob
     }
 
-    /// Reads at a device address; false when the file ends before, because somebody cut it.
-    pub(crate) fn read(&self, at: u64, buf: &mut [u8]) -> Result<bool, Arc<ReadError>> {
-        let Some(files) = &self.files else { return Ok(false) };
-        match files.data.read_exact_at(buf, at) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
-            Err(error) => Err(ReadError::cache("read the cache file", self.dir.join("data"))(error)),
+    /// Bytes that the blobs may take on disk; `None` without a limit.
+    #[must_use]
+    pub fn limit(&self) -> Option<u64> {
+        Some(self.limit.load(Ordering::Relaxed)).filter(|limit| *limit != UNLIMITED)
+    }
+
+    /// Whether the cache has taken what it was given of late: if not, only what somebody waits for should be fetched.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        self.pause.is_over()
+    }
+
+    /// Looks up what the limit is in bytes: a file system can be resized.
+    fn renew_limit(&self) {
+        let limit = self.blobs_dir.ancestors().find(|dir| dir.exists()).and_then(|dir| self.options.limit.bytes(dir));
+        self.limit.store(limit.unwrap_or(UNLIMITED), Ordering::Relaxed);
+        set(&self.metrics.cache_limit, limit.unwrap_or(0));
+    }
+
+    /// Takes room for a chunk, waiting for eviction where there is none. False if none can be had.
+    fn take_room(&self, dir: &Path, bytes: u64) -> bool {
+        let limit = self.limit();
+        if limit.is_some() && !self.counted.load(Ordering::Acquire) {
+            self.desk.ask_and_wait(0);
+        }
+        let mut taken = self.ledger.take(bytes, limit);
+        if taken.is_err() {
+            self.desk.ask_and_wait(0);
+            taken = self.ledger.take(bytes, limit);
+        }
+        match taken {
+            Ok(used) => {
+                if limit.is_some_and(|limit| used > Marks::of(limit).high) {
+                    self.desk.ask();
+                }
+                true
+            }
+            Err(ledger::NoRoom) => {
+                self.ledger.want();
+                self.no_room(dir, &io::Error::other("it is at its limit, and all that it holds is in use"));
+                false
+            }
         }
     }
 
-    fn ready_byte(&self, chunk: u32) -> u8 {
-        let mut byte = [0];
-        // Missing and unreadable alike mean: not known to be there.
-        let Some(files) = &self.files else { return 0 };
-        files.ready.read_exact_at(&mut byte, u64::from(chunk / 8)).map_or(0, |()| byte[0])
+    /// The disk is full: evicts. False if nothing could go.
+    fn make_room_on_disk(&self, bytes: u64) -> bool {
+        let freed = self.desk.ask_and_wait(bytes);
+        if freed == 0 {
+            self.ledger.want();
+        }
+        freed > 0
     }
 
-    fn write_ready(&self, chunk: u32, ready: bool) -> io::Result<()> {
-        let Some(files) = &self.files else { return Ok(()) };
-        let _updating = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
-        // From the file and not from memory, so that other processes' bits stay.
-        let byte = self.ready_byte(chunk);
-        let byte = if ready { byte | bit(chunk) } else { byte & !bit(chunk) };
-        files.ready.write_all_at(&[byte], u64::from(chunk / 8))
-    }
-}
-
-fn bit(chunk: u32) -> u8 {
-    1 << (chunk % 8)
-}
-
-/// Fills `buf` as far as the file goes and says how far that was.
-fn read_up_to(file: &File, buf: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    // Each round reads at least a byte or is the last.
-    while filled < buf.len() {
-        match file.read_at(&mut buf[filled..], filled as u64) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+    /// There is no room for what a blob was to keep.
+    fn no_room(&self, dir: &Path, error: &io::Error) {
+        if self.pause.begin() {
+            say_paused(dir, error);
         }
     }
-    Ok(filled)
+
+    fn has_stored(&self) {
+        if self.pause.end() {
+            tracing::info!(cache = %self.blobs_dir.display(), "the cache can be written again");
+        }
+    }
+
+    /// Bytes were given back to the disk.
+    fn freed(&self, how: Evicted, bytes: u64) {
+        self.ledger.freed(bytes);
+        self.metrics.cache_evicted_bytes[how].inc_by(bytes);
+    }
+
+    /// Gives the overflow's memory back when it is no longer needed.
+    fn tidy(&self) {
+        if self.overflow.bytes() > 0 && self.pause.is_over() {
+            self.overflow.clear();
+            self.show_overflow();
+        }
+    }
+
+    fn show_used(&self, bytes: u64) {
+        self.counted.store(true, Ordering::Release);
+        set(&self.metrics.cache_bytes, bytes);
+    }
+
+    fn show_overflow(&self) {
+        set(&self.metrics.cache_overflow_bytes, self.overflow.bytes() as u64);
+    }
+
+    /// The blobs that this process uses.
+    fn open_blobs(&self) -> BTreeMap<String, Arc<BlobCache>> {
+        let open = self.lock_open();
+        open.blobs.iter().filter_map(|(name, blob)| Some((name.clone(), blob.upgrade()?))).collect()
+    }
+
+    /// A blob is used no more.
+    fn closed(&self, dir: &Path) {
+        let mut open = self.lock_open();
+        if let Some(name) = dir.file_name().and_then(|name| name.to_str())
+            // Somebody may have opened it anew meanwhile.
+            && open.blobs.get(name).is_some_and(|blob| blob.strong_count() == 0)
+        {
+            open.blobs.remove(name);
+        }
+    }
+
+    fn lock_open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const CHUNK: u64 = 4096;
-
-    fn open(dir: &Path) -> BlobCache {
-        BlobCache::open(dir, 20 * CHUNK, 20)
+impl Drop for Cache {
+    fn drop(&mut self) {
+        self.desk.stop();
     }
+}
 
-    #[test]
-    fn what_one_process_stores_the_next_finds_ready_but_not_verified() {
-        let dir = tempfile::tempdir().unwrap();
-        let first = open(dir.path());
-        let second = open(dir.path());
-        first.store(9, 9 * CHUNK, &[7; 4096]).unwrap();
-        first.store(10, 10 * CHUNK, &[8; 4096]).unwrap();
-        assert!(first.is_verified(9) && first.is_ready(9));
-        assert!(second.is_ready(9) && !second.is_verified(9), "seen by a process that was there before");
-        second.store(11, 11 * CHUNK, &[9; 4096]).unwrap();
+fn say_paused(dir: &Path, error: &io::Error) {
+    tracing::warn!(cache = %dir.display(), %error,
+        "the cache cannot be written: what it has no room for is fetched whenever it is read");
+}
 
-        let third = open(dir.path());
-        let ready: Vec<u32> = (0..20).filter(|&c| third.is_ready(c)).collect();
-        assert_eq!(ready, [9, 10, 11], "no process wipes out another's bits");
-        let mut buf = [0; 4096];
-        assert!(third.read(10 * CHUNK, &mut buf).unwrap());
-        assert_eq!(buf, [8; 4096]);
-        third.forget(10);
-        assert!(!open(dir.path()).is_ready(10));
+fn set(gauge: &Gauge, value: u64) {
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+}
+
+/// Refuses a state directory that another version of this program has made, and marks a new one.
+fn check_version(state_dir: &Path) -> Result<()> {
+    let path = state_dir.join("version");
+    match fs::read_to_string(&path) {
+        Ok(version) if version.trim() == VERSION => return Ok(()),
+        // Another process has made it and not yet written to it, or was killed then.
+        Ok(version) if version.is_empty() => {}
+        Ok(version) => return Err(Error::OtherVersion { path, version: version.trim().to_owned() }),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+        Err(source) => return Err(Error::Io { what: "read", path, source }),
     }
-
-    #[test]
-    fn data_that_is_gone_is_not_ready() {
-        let dir = tempfile::tempdir().unwrap();
-        open(dir.path()).store(0, 0, &[7; 4096]).unwrap();
-        std::fs::remove_file(dir.path().join("data")).unwrap();
-        assert!(!open(dir.path()).is_ready(0));
+    // What cannot be written does not need a mark.
+    if let Err(error) = make_dir(state_dir).and_then(|()| fs::write(&path, format!("{VERSION}\n"))) {
+        tracing::debug!(path = %path.display(), %error, "cannot mark the state directory with its version");
     }
-
-    #[test]
-    fn a_cut_file_is_no_short_read() {
-        let dir = tempfile::tempdir().unwrap();
-        let cache = open(dir.path());
-        cache.store(3, 3 * CHUNK, &[7; 4096]).unwrap();
-        cache.files.as_ref().unwrap().data.set_len(3 * CHUNK + 1).unwrap();
-        assert!(!cache.read(3 * CHUNK, &mut [0; 4096]).unwrap());
-    }
+    Ok(())
 }

@@ -48,6 +48,15 @@ pub enum Error {
         /// Cause.
         source: IndexError,
     },
+    /// A state directory that another version of lazo keeps.
+    #[error("{} says {version:?}: another version of lazo keeps this state directory; \
+             use another one with --state-dir, or remove it when nothing is mounted from it", path.display())]
+    OtherVersion {
+        /// The file that says so.
+        path: PathBuf,
+        /// What it says.
+        version: String,
+    },
     /// A local file or directory.
     #[error("cannot {what} {}", path.display())]
     Io {
@@ -140,11 +149,6 @@ pub enum ReadError {
 }
 
 impl ReadError {
-    pub(crate) fn cache(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Arc<Self> {
-        let path = path.into();
-        move |source| Arc::new(Self::Cache { what, path, source })
-    }
-
     /// The chunk that is at fault, where it is one.
     #[must_use]
     pub fn chunk(&self) -> Option<ChunkIndex> {

@@ -294,7 +294,7 @@ impl Job {
             let stored = bytes.split_to((record.compressed_size as usize).min(bytes.len()));
             match worker.decode(&record, &stored) {
                 Ok(()) => {
-                    one.blob().store(chunk, &record, &worker.buffer);
+                    one.blob().store(chunk, &worker.buffer);
                     fetcher.counters.chunks.fetch_add(1, Ordering::Relaxed);
                     one.land(|_| Ok(()));
                 }

@@ -22,7 +22,7 @@
 
 mod bits;
 mod blob;
-mod cache;
+pub mod cache;
 pub mod check;
 mod error;
 mod fetch;

@@ -1,60 +1,76 @@
 //! Chunks that the cache has no room for, in memory for as long as their readers need them.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lru::LruCache;
 
-/// Most bytes of chunks in memory, for all blobs of an image: 32 reads of the largest size at a time.
+/// Most bytes of chunks in memory, for all blobs of a process: 32 reads of the largest size at a time.
 const MAX_BYTES: usize = 32 << 20;
 
-/// Verified chunks by their number in the image, the longest unused going first.
-#[derive(Debug)]
-pub(crate) struct Overflow {
-    used: AtomicBool,
-    chunks: Mutex<Chunks>,
+/// A chunk of one of the blobs that this process has open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub(crate) blob: u64,
+    pub(crate) chunk: u32,
 }
 
+/// Verified chunks, the longest unused going first.
 #[derive(Debug)]
-struct Chunks {
-    by_number: LruCache<u32, Arc<[u8]>>,
-    bytes: usize,
+pub(crate) struct Overflow {
+    chunks: Mutex<LruCache<Key, Arc<[u8]>>>,
+    /// Changed under the lock; read without it, so that an empty overflow costs nothing to ask.
+    bytes: AtomicUsize,
 }
 
 impl Default for Overflow {
     fn default() -> Self {
-        let chunks = Chunks { by_number: LruCache::unbounded(), bytes: 0 };
-        Self { used: AtomicBool::new(false), chunks: Mutex::new(chunks) }
+        Self { chunks: Mutex::new(LruCache::unbounded()), bytes: AtomicUsize::new(0) }
     }
 }
 
 impl Overflow {
-    /// Whether the cache has failed to keep something. Costs nothing to ask.
-    pub(crate) fn is_used(&self) -> bool {
-        self.used.load(Ordering::Acquire)
+    /// Bytes of what it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Acquire)
     }
 
-    /// Keeps a chunk that has been verified. True for the first one ever.
-    pub(crate) fn keep(&self, chunk: u32, bytes: &[u8]) -> bool {
-        let mut chunks = self.chunks.lock().unwrap_or_else(PoisonError::into_inner);
-        chunks.bytes += bytes.len();
-        if let Some(before) = chunks.by_number.put(chunk, bytes.into()) {
-            chunks.bytes -= before.len();
+    /// Keeps a chunk that has been verified.
+    pub(crate) fn keep(&self, key: Key, bytes: &[u8]) {
+        let mut chunks = self.lock();
+        let mut held = self.bytes() + bytes.len();
+        if let Some(before) = chunks.put(key, bytes.into()) {
+            held -= before.len();
         }
-        while chunks.bytes > MAX_BYTES {
-            let Some((_, oldest)) = chunks.by_number.pop_lru() else { break };
-            chunks.bytes -= oldest.len();
+        while held > MAX_BYTES {
+            let Some((_, oldest)) = chunks.pop_lru() else { break };
+            held -= oldest.len();
         }
-        drop(chunks);
-        !self.used.swap(true, Ordering::AcqRel)
+        self.bytes.store(held, Ordering::Release);
     }
 
     /// The chunk, if it is still there.
-    pub(crate) fn get(&self, chunk: u32) -> Option<Arc<[u8]>> {
-        if !self.is_used() {
+    pub(crate) fn get(&self, key: Key) -> Option<Arc<[u8]>> {
+        if self.bytes() == 0 {
             return None;
         }
-        self.chunks.lock().unwrap_or_else(PoisonError::into_inner).by_number.get(&chunk).cloned()
+        self.lock().get(&key).cloned()
+    }
+
+    /// Whether the chunk is there, without making it younger.
+    pub(crate) fn has(&self, key: Key) -> bool {
+        self.bytes() != 0 && self.lock().contains(&key)
+    }
+
+    /// Gives all memory back.
+    pub(crate) fn clear(&self) {
+        let mut chunks = self.lock();
+        *chunks = LruCache::unbounded();
+        self.bytes.store(0, Ordering::Release);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LruCache<Key, Arc<[u8]>>> {
+        self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -65,16 +81,19 @@ mod tests {
     #[test]
     fn stays_within_its_bytes_and_drops_the_longest_unused() {
         let overflow = Overflow::default();
-        assert!(!overflow.is_used() && overflow.get(0).is_none());
+        let key = |chunk| Key { blob: 7, chunk };
+        assert!(overflow.get(key(0)).is_none());
         let quarter = vec![7; MAX_BYTES / 4];
-        assert!(overflow.keep(0, &quarter));
-        for chunk in 1..4 {
-            assert!(!overflow.keep(chunk, &quarter));
+        for chunk in [0, 1, 2, 3, 0] {
+            overflow.keep(key(chunk), &quarter);
         }
-        assert!(!overflow.keep(0, &quarter), "kept twice, counted once");
-        assert!((0..4).all(|chunk| overflow.get(chunk).is_some()));
-        overflow.keep(4, &quarter);
-        let there: Vec<u32> = (0..5).filter(|chunk| overflow.get(*chunk).is_some()).collect();
+        assert_eq!(overflow.bytes(), MAX_BYTES, "kept twice, counted once");
+        assert!((0..4).all(|chunk| overflow.get(key(chunk)).is_some()));
+        assert!(overflow.has(key(0)) && !overflow.has(Key { blob: 8, chunk: 0 }));
+        overflow.keep(key(4), &quarter);
+        let there: Vec<u32> = (0..5).filter(|chunk| overflow.get(key(*chunk)).is_some()).collect();
         assert_eq!(there, [1, 2, 3, 4]);
+        overflow.clear();
+        assert!(overflow.bytes() == 0 && !overflow.has(key(4)));
     }
 }

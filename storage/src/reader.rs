@@ -1,7 +1,6 @@
 //! The data path of one mounted image: bytes at device addresses of its blobs.
 
 use std::ops::Range;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use lazo_format::{BlobIndex, ChunkIndex, DeviceAddr, Index, IndexError, PrefetchRange};
@@ -9,10 +8,10 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use crate::blob::Blob;
+use crate::cache::Cache;
 use crate::error::ReadError;
 use crate::fetch::{Fetcher, Stats};
 use crate::mapped::Mapped;
-use crate::overflow::Overflow;
 use crate::pool::Priority;
 use crate::source::BlobSource;
 
@@ -23,24 +22,22 @@ const ROUNDS: u32 = 3;
 #[derive(Debug)]
 pub struct Reader {
     index: Arc<Index<Mapped>>,
-    blobs_dir: PathBuf,
+    cache: Arc<Cache>,
     blobs: Box<[OnceLock<Arc<Blob>>]>,
     opening: Mutex<()>,
-    overflow: Arc<Overflow>,
     fetcher: Arc<Fetcher>,
     runtime: Handle,
     prefetch: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Reader {
-    /// A reader of the blobs in `index`, fetching from `source`, caching under `state_dir`, with its tasks on `runtime`.
+    /// A reader of the blobs in `index`, fetching from `source`, keeping chunks in `cache`, with its tasks on `runtime`.
     #[must_use]
-    pub fn new(index: Arc<Index<Mapped>>, source: Arc<dyn BlobSource>, state_dir: &Path, runtime: Handle) -> Self {
+    pub fn new(index: Arc<Index<Mapped>>, source: Arc<dyn BlobSource>, cache: Arc<Cache>, runtime: Handle) -> Self {
         Self {
             blobs: (0..index.blob_count()).map(|_| OnceLock::new()).collect(),
-            blobs_dir: state_dir.join("blobs"),
+            cache,
             opening: Mutex::default(),
-            overflow: Arc::default(),
             fetcher: Arc::new(Fetcher::new(source, runtime.clone())),
             prefetch: Mutex::default(),
             index,
@@ -66,7 +63,7 @@ impl Reader {
                 self.read_ahead(&blob, &(chunk..chunk + 1))?;
             }
         }
-        blob.read(at.0, buf, chunks)
+        Ok(blob.read(at.0, buf, chunks))
     }
 
     /// Brings everything in `length` bytes from a device address into the cache.
@@ -183,7 +180,7 @@ impl Reader {
         if let Some(blob) = slot.get() {
             return Ok(Arc::clone(blob));
         }
-        let blob = Arc::new(Blob::open(Arc::clone(&self.index), number, &self.blobs_dir, Arc::clone(&self.overflow))?);
+        let blob = Arc::new(Blob::open(Arc::clone(&self.index), number, &self.cache)?);
         Ok(Arc::clone(slot.get_or_init(|| blob)))
     }
 }

@@ -19,6 +19,7 @@ use lazo_format::{
 };
 use tokio::runtime::Handle;
 
+use crate::cache::{Cache, CacheOptions};
 use crate::error::ReadError;
 use crate::fetch::MAX_REQUEST;
 use crate::mapped::Mapped;
@@ -89,12 +90,16 @@ impl Image {
     /// A process that reads the image: what is verified is its own, the cache is shared.
     fn process(&self, source: &Arc<Registry>) -> Process<'_> {
         let source: Arc<dyn BlobSource> = Arc::<Registry>::clone(source);
-        let reader = Reader::new(self.index(), source, &self.state(), Handle::current());
+        let reader = Reader::new(self.index(), source, self.cache(), Handle::current());
         Process { image: self, reader: Arc::new(reader) }
     }
 
     fn registry(&self) -> Arc<Registry> {
         Arc::new(Registry { blob: self.blob.clone(), requests: Mutex::default(), script: Mutex::default() })
+    }
+
+    fn cache(&self) -> Arc<Cache> {
+        Cache::open(&self.state(), CacheOptions::default(), Arc::default()).unwrap()
     }
 
     fn state(&self) -> PathBuf {
@@ -415,7 +420,8 @@ fn who_describes_a_blob_differently_has_another_cache() {
         let path = dir.join("other");
         std::fs::write(&path, encode_index(contents, b"bootstrap").unwrap()).unwrap();
         let index = Index::parse(Mapped::new(&std::fs::File::open(path).unwrap()).unwrap()).unwrap();
-        crate::blob::Blob::open(Arc::new(index), BLOB, &dir.join("blobs"), Arc::default()).unwrap();
+        let cache = Cache::open(dir, CacheOptions::default(), Arc::default()).unwrap();
+        crate::blob::Blob::open(Arc::new(index), BLOB, &cache).unwrap();
         let mut names: Vec<_> = std::fs::read_dir(dir.join("blobs")).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
         names

@@ -1,0 +1,549 @@
+//! One blob's cache, as a process uses it.
+//!
+//! Reads take no lock that an eviction holds. An eviction clears the chunks' bits, then counts `changes` up, then punches; a read
+//! looks at `changes`, at the bits, reads, and looks at `changes` again. If the count is the same, then either the bits were
+//! cleared before the read looked at them, or nothing was punched before it was done. What sets bits, storing and verifying,
+//! shares the lock `changing`, which an eviction holds alone for one batch; so that no bit is set for what is just being
+//! punched. `files` is replaced only when somebody else has removed or cut them.
+
+use std::cell::RefCell;
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::files::{Files, Harm, Shape};
+use super::pause::Pause;
+use super::{Cache, say_paused};
+use crate::bits::Bits;
+use crate::metrics::Evicted;
+use crate::overflow::Key;
+
+/// Device addresses and chunk sizes are multiples of this.
+const BLOCK: u64 = 4096;
+
+/// Most bytes that are punched while `changing` is held, which is how long a store or a verification may have to wait: 16 chunks
+/// of the usual size take about a millisecond.
+const BATCH: u64 = 4 << 20;
+
+/// How often a read that an eviction has overtaken is made again before it keeps evictions out.
+const FREE_READS: u32 = 3;
+
+thread_local! {
+    /// Where a chunk from the cache is hashed. One buffer of at most the largest chunk for each thread that reads.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// One blob's cache. Chunks are numbered from 0 within the blob.
+///
+/// A chunk is *ready* when some process has written it, and *verified* when this process has hashed it, which is the only
+/// state that it is read in. What the disk does not take is kept in the overflow memory for a while, and is verified there.
+#[derive(Debug)]
+pub(crate) struct BlobCache {
+    cache: Arc<Cache>,
+    id: u64,
+    dir: PathBuf,
+    shape: Shape,
+    /// The block that each chunk begins at, and the one behind the last.
+    starts: Box<[u32]>,
+    /// `None` where no such files can be had: on a full or read-only disk.
+    files: RwLock<Option<Files>>,
+    ready: Bits,
+    verified: Bits,
+    /// Read or stored since the last eviction came by.
+    used: Bits,
+    changes: AtomicU64,
+    changing: RwLock<()>,
+    /// Serialises the updates of the ready bitmap's file.
+    updating: Mutex<()>,
+    /// Something was read or stored since the directory's time was set.
+    active: AtomicBool,
+    /// The file may hold bytes of chunks that are not ready.
+    unswept: AtomicBool,
+    /// What is wrong with the files has been said.
+    told: AtomicBool,
+    /// Holes cannot be punched here.
+    solid: AtomicBool,
+    /// After a failure of these files alone.
+    pause: Pause,
+}
+
+/// How far an eviction came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Progress {
+    /// Bytes given back to the disk.
+    pub(super) freed: u64,
+    /// The chunk to go on with; `None` at the end of the blob, or where nothing can be evicted.
+    pub(super) next: Option<u32>,
+}
+
+impl BlobCache {
+    /// Opens or makes the cache in `dir`. Where that cannot be done, the cache is one that holds nothing and keeps nothing.
+    pub(super) fn open(cache: Arc<Cache>, id: u64, dir: PathBuf, chunk_sizes: impl Iterator<Item = u32>) -> Self {
+        let starts: Box<[u32]> = std::iter::once(0)
+            .chain(chunk_sizes.scan(0_u32, |end, size| {
+                *end = end.saturating_add(size / u32::try_from(BLOCK).unwrap_or(u32::MAX));
+                Some(*end)
+            }))
+            .collect();
+        let chunks = u32::try_from(starts.len() - 1).unwrap_or(u32::MAX);
+        let shape = Shape { device_size: starts.last().map_or(0, |end| u64::from(*end) * BLOCK), chunks };
+        let (files, ready, failure) = match Files::open(&dir, &shape) {
+            Ok((files, bits)) => (Some(files), bits, None),
+            Err(error) => (None, Bits::new(chunks), Some(error)),
+        };
+        let blob = Self {
+            cache,
+            id,
+            dir,
+            shape,
+            starts,
+            files: RwLock::new(files),
+            ready,
+            verified: Bits::new(chunks),
+            used: Bits::new(chunks),
+            changes: AtomicU64::new(0),
+            changing: RwLock::default(),
+            updating: Mutex::default(),
+            active: AtomicBool::new(false),
+            unswept: AtomicBool::new(true),
+            told: AtomicBool::new(false),
+            solid: AtomicBool::new(false),
+            pause: Pause::default(),
+        };
+        if let Some(error) = failure {
+            blob.cannot_store(&error);
+        }
+        blob
+    }
+
+    /// Whether the cache has taken what it was given of late: if not, only what somebody waits for should be fetched.
+    pub(crate) fn has_room(&self) -> bool {
+        self.cache.has_room() && self.pause.is_over()
+    }
+
+    /// Whether a chunk can be read at this moment; does no I/O.
+    pub(crate) fn is_verified(&self, chunk: u32) -> bool {
+        self.verified.get(chunk) || self.cache.overflow.has(self.key(chunk))
+    }
+
+    /// Whether some process says that the chunk is there; looks again at what other processes have done since.
+    pub(crate) fn is_ready(&self, chunk: u32) -> bool {
+        self.ready.get(chunk) || self.is_ready_in(self.files().as_ref(), chunk)
+    }
+
+    fn is_ready_in(&self, files: Option<&Files>, chunk: u32) -> bool {
+        if !self.ready.get(chunk) && files.is_some_and(|files| files.is_ready(chunk)) {
+            self.ready.set(chunk);
+        }
+        self.ready.get(chunk)
+    }
+
+    /// Makes a chunk that some process has left in the cache verified, if `check` finds its bytes right. False if there is no such
+    /// chunk, or a damaged one, which is forgotten.
+    pub(crate) fn verify(&self, chunk: u32, check: impl FnOnce(&[u8]) -> bool) -> bool {
+        if self.is_verified(chunk) {
+            return true;
+        }
+        if !self.is_ready(chunk) {
+            return false;
+        }
+        let _unchanged = self.unchanged();
+        let files = self.files();
+        // Looked at once more: it may have been evicted before the lock was had.
+        if !self.is_ready_in(files.as_ref(), chunk) {
+            return false;
+        }
+        let range = self.range(chunk);
+        let intact = SCRATCH.with_borrow_mut(|scratch| {
+            scratch.resize(usize::try_from(range.end - range.start).unwrap_or_default(), 0);
+            files.as_ref().is_some_and(|files| files.read(scratch, range.start).is_ok()) && check(scratch)
+        });
+        if intact {
+            self.used.set(chunk);
+            self.verified.set(chunk);
+        } else {
+            tracing::warn!(cache = %self.dir.display(), chunk, "a chunk in the cache is damaged, it is fetched again");
+            self.cache.metrics.cache_damaged_chunks.inc();
+            self.forget_in(files.as_ref(), chunk);
+        }
+        intact
+    }
+
+    /// Reads at a device address. False if not all of `chunks`, which cover the range, are verified any more: evicted, or lost as
+    /// somebody has touched the files. `buf` holds nothing of use then.
+    ///
+    /// Chunks that are being read by others, and just now, may be evicted all the same, if there is more that is read than the limit
+    /// has room for. Who asks for one chunk at a time will get on whatever others do.
+    pub(crate) fn read(&self, at: u64, buf: &mut [u8], chunks: Range<u32>) -> bool {
+        for _ in 0..FREE_READS {
+            let before = self.changes.load(Ordering::Acquire);
+            if !self.try_read(at, buf, chunks.clone()) {
+                return false;
+            }
+            // What was read is older than what is loaded next.
+            fence(Ordering::Acquire);
+            if self.changes.load(Ordering::Relaxed) == before {
+                return true;
+            }
+        }
+        let _unchanged = self.unchanged();
+        self.try_read(at, buf, chunks)
+    }
+
+    fn try_read(&self, at: u64, buf: &mut [u8], chunks: Range<u32>) -> bool {
+        if !chunks.clone().all(|chunk| self.verified.get(chunk)) {
+            return self.read_by_chunk(at, buf, chunks);
+        }
+        chunks.clone().for_each(|chunk| self.used.set_if_clear(chunk));
+        self.active.store(true, Ordering::Relaxed);
+        self.read_file(at, buf) || self.lost(chunks)
+    }
+
+    /// The same from overflow and file.
+    fn read_by_chunk(&self, at: u64, buf: &mut [u8], chunks: Range<u32>) -> bool {
+        let end = at + buf.len() as u64;
+        for chunk in chunks {
+            let range = self.range(chunk);
+            let part = range.start.max(at)..range.end.min(end);
+            let offset = |address: u64, base: u64| usize::try_from(address.saturating_sub(base)).unwrap_or(usize::MAX);
+            let Some(target) = buf.get_mut(offset(part.start, at)..offset(part.end, at)) else { return false };
+            if let Some(bytes) = self.cache.overflow.get(self.key(chunk)) {
+                let Some(bytes) = bytes.get(offset(part.start, range.start)..offset(part.end, range.start)) else {
+                    return false;
+                };
+                target.copy_from_slice(bytes);
+            } else if !self.verified.get(chunk) {
+                return false;
+            } else {
+                self.used.set_if_clear(chunk);
+                if !self.read_file(part.start, target) {
+                    return self.lost(chunk..chunk + 1);
+                }
+            }
+        }
+        true
+    }
+
+    fn read_file(&self, at: u64, buf: &mut [u8]) -> bool {
+        match self.files().as_ref().map(|files| files.read(buf, at)) {
+            Some(Ok(())) => true,
+            // Cut. The next store finds out, and says so.
+            Some(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => false,
+            Some(Err(error)) => {
+                // Not to be written there at once.
+                self.cannot_store(&error);
+                false
+            }
+            None => false,
+        }
+    }
+
+    fn lost(&self, chunks: Range<u32>) -> bool {
+        chunks.for_each(|chunk| self.forget(chunk));
+        false
+    }
+
+    /// Keeps a chunk whose bytes have been verified: in the file, or for a while in memory.
+    pub(crate) fn store(&self, chunk: u32, bytes: &[u8]) {
+        if self.verified.get(chunk) {
+            return;
+        }
+        if !self.has_room() || !self.store_on_disk(chunk, bytes) {
+            self.cache.metrics.cache_store_failures.inc();
+            self.cache.overflow.keep(self.key(chunk), bytes);
+            self.cache.show_overflow();
+        }
+    }
+
+    fn store_on_disk(&self, chunk: u32, bytes: &[u8]) -> bool {
+        let length = bytes.len() as u64;
+        if !self.cache.take_room(&self.dir, length) {
+            return false;
+        }
+        let mut stored = self.try_store(chunk, bytes);
+        if stored.as_ref().is_err_and(is_full) {
+            // What was written of it stays until it is swept.
+            self.unswept.store(true, Ordering::Relaxed);
+            if self.cache.make_room_on_disk(length) {
+                stored = self.try_store(chunk, bytes);
+            }
+        }
+        self.cache.ledger.written(length, stored.is_ok());
+        if let Err(error) = &stored {
+            self.cannot_store(error);
+            return false;
+        }
+        self.cache.has_stored();
+        if self.pause.end() {
+            tracing::info!(cache = %self.dir.display(), "the cache can be written again");
+        }
+        true
+    }
+
+    fn cannot_store(&self, error: &io::Error) {
+        if is_full(error) || error.kind() == io::ErrorKind::ReadOnlyFilesystem {
+            self.cache.no_room(&self.dir, error);
+        } else if self.pause.begin() {
+            say_paused(&self.dir, error);
+        }
+    }
+
+    fn try_store(&self, chunk: u32, bytes: &[u8]) -> io::Result<()> {
+        if !self.write(chunk, bytes)? {
+            self.reopen()?;
+            if !self.write(chunk, bytes)? {
+                return Err(io::Error::other("the cache's files are removed or cut again and again"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a chunk and sets its bits. False if there are no whole files to write to.
+    fn write(&self, chunk: u32, bytes: &[u8]) -> io::Result<bool> {
+        let _unchanged = self.unchanged();
+        let files = self.files();
+        let Some(files) = files.as_ref().filter(|files| files.is_writable()) else { return Ok(false) };
+        // A cut file would grow again by this write, with zeros where verified chunks were.
+        if files.harm(&self.shape)?.is_some() {
+            return Ok(false);
+        }
+        files.write(bytes, self.range(chunk).start)?;
+        if files.harm(&self.shape)?.is_some() {
+            return Ok(false);
+        }
+        self.used.set(chunk);
+        self.ready.set(chunk);
+        {
+            let _updating = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
+            // A hint: if it cannot be kept, a later process fetches the chunk once more.
+            let _ = files.write_ready(chunk, true);
+        }
+        self.verified.set(chunk);
+        self.active.store(true, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Forgets a chunk that was found damaged.
+    pub(crate) fn forget(&self, chunk: u32) {
+        self.forget_in(self.files().as_ref(), chunk);
+    }
+
+    fn forget_in(&self, files: Option<&Files>, chunk: u32) {
+        self.verified.take(chunk);
+        self.ready.take(chunk);
+        if let Some(files) = files {
+            let _updating = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
+            let _ = files.write_ready(chunk, false);
+        }
+    }
+
+    /// Opens the files anew, after somebody has removed or cut them, or when there were none that could be written.
+    fn reopen(&self) -> io::Result<()> {
+        let _alone = self.alone();
+        let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = &*files {
+            match before.harm(&self.shape)? {
+                // Somebody else has done it.
+                None if before.is_writable() => return Ok(()),
+                None => {}
+                Some(harm) => self.tell(harm),
+            }
+        }
+        let (new, ready) = Files::make(&self.dir, &self.shape)?;
+        if !files.as_ref().is_some_and(|before| before.is_same_data(&new)) {
+            self.verified.clear();
+            self.ready.replace(&ready);
+            self.changes.fetch_add(1, Ordering::AcqRel);
+            self.told.store(false, Ordering::Relaxed);
+        }
+        *files = Some(new);
+        Ok(())
+    }
+
+    /// Looks after the files now and then: says so if they are gone, and notes the time if they were used.
+    pub(super) fn look_after(&self) {
+        let files = self.files();
+        let Some(files) = files.as_ref() else { return };
+        if let Ok(Some(harm)) = files.harm(&self.shape) {
+            self.tell(harm);
+        }
+        if self.active.swap(false, Ordering::Relaxed) {
+            files.touch();
+        }
+    }
+
+    fn tell(&self, harm: Harm) {
+        if self.told.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let cache = self.dir.display();
+        match harm {
+            Harm::Removed => {
+                tracing::error!(%cache, "the cache of a blob in use was removed: its space is free only when \
+                the blob is fetched again or unmounted; to make room, use `lazo cache prune`, which leaves what is in use")
+            }
+            Harm::Cut => {
+                tracing::error!(%cache, "the cache file of a blob in use was cut: what it held is fetched again; \
+                leave the files in the state directory alone, and use `lazo cache prune` to make room")
+            }
+        }
+    }
+
+    /// Evicts from chunk `from` on until `want` bytes are freed, or to the end: chunks that have not been used since an eviction last
+    /// came by. Nothing if another process uses the blob.
+    pub(super) fn evict(&self, from: u32, want: u64) -> Progress {
+        let mut progress = Progress { freed: self.sweep(), next: Some(from) };
+        while let Some(next) = progress.next
+            && progress.freed < want
+        {
+            let Some((victims, next)) = self.victims(next, want - progress.freed) else {
+                progress.next = None;
+                break;
+            };
+            progress.next = (next < self.shape.chunks).then_some(next);
+            if !victims.is_empty() {
+                let Some(freed) = self.punch(&victims) else {
+                    progress.next = None;
+                    break;
+                };
+                progress.freed += freed;
+            }
+        }
+        progress
+    }
+
+    /// The next cold chunks, as many as one batch may take, and where to go on.
+    fn victims(&self, from: u32, want: u64) -> Option<(Vec<u32>, u32)> {
+        let (mut victims, mut bytes) = (Vec::new(), 0);
+        if self.solid.load(Ordering::Relaxed) {
+            return None;
+        }
+        for chunk in from..self.shape.chunks {
+            if !self.ready.get(chunk) || self.used.take(chunk) {
+                continue;
+            }
+            victims.push(chunk);
+            let range = self.range(chunk);
+            bytes += range.end - range.start;
+            if bytes >= want.min(BATCH) {
+                return Some((victims, chunk + 1));
+            }
+        }
+        Some((victims, self.shape.chunks))
+    }
+
+    /// Punches chunks, given in order, out of the file. `None` if that cannot be done, as another process uses them.
+    fn punch(&self, victims: &[u32]) -> Option<u64> {
+        self.alone_with_files(|files| {
+            for chunk in victims {
+                self.verified.take(*chunk);
+                self.ready.take(*chunk);
+            }
+            self.changes.fetch_add(1, Ordering::AcqRel);
+            // Whoever sees a hole sees the count.
+            fence(Ordering::SeqCst);
+            for chunk in victims {
+                files.write_ready(*chunk, false)?;
+            }
+            for run in victims.chunk_by(|one, next| one + 1 == *next) {
+                let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
+                files.punch(self.range(*first).start, self.range(*last).end - self.range(*first).start)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Punches what no ready chunk covers: a killed process's last write, or what did not fit on a full disk. Once for each of these.
+    fn sweep(&self) -> u64 {
+        if !self.unswept.load(Ordering::Relaxed) {
+            return 0;
+        }
+        let swept = self.alone_with_files(|files| {
+            // Other processes may have added to it.
+            let ready = Bits::from_bytes(self.shape.chunks, &files.ready_bytes(self.shape.chunks)?);
+            let mut chunk = 0;
+            while chunk < self.shape.chunks {
+                if ready.get(chunk) {
+                    self.ready.set(chunk);
+                }
+                if self.ready.get(chunk) {
+                    chunk += 1;
+                    continue;
+                }
+                let end = (chunk..self.shape.chunks).find(|c| ready.get(*c) || self.ready.get(*c));
+                let end = end.unwrap_or(self.shape.chunks);
+                let range = self.range(chunk).start..self.range(end - 1).end;
+                if files.has_data(range.start, range.end) {
+                    files.punch(range.start, range.end - range.start)?;
+                }
+                chunk = end;
+            }
+            self.unswept.store(false, Ordering::Relaxed);
+            Ok(())
+        });
+        swept.unwrap_or(0)
+    }
+
+    /// Runs `change` when no thread stores or verifies and no other process uses the blob; bytes that it freed. `None` if that is
+    /// not so, or if it failed.
+    fn alone_with_files(&self, change: impl FnOnce(&Files) -> io::Result<()>) -> Option<u64> {
+        let _alone = self.alone();
+        let files = self.files();
+        let files = files.as_ref()?;
+        if !files.seize().unwrap_or(false) {
+            return None;
+        }
+        let before = files.disk_bytes();
+        let changed = change(files);
+        let after = files.disk_bytes();
+        files.share();
+        if let Err(error) = changed {
+            self.solid.store(true, Ordering::Relaxed);
+            tracing::warn!(cache = %self.dir.display(), %error, "cannot punch holes, so that nothing of this blob can be evicted while it is in use");
+            return None;
+        }
+        let freed = before.ok()?.saturating_sub(after.ok()?);
+        self.cache.freed(Evicted::Chunks, freed);
+        Some(freed)
+    }
+
+    fn key(&self, chunk: u32) -> Key {
+        Key { blob: self.id, chunk }
+    }
+
+    /// Device addresses of a chunk.
+    fn range(&self, chunk: u32) -> Range<u64> {
+        let address =
+            |chunk: u32| self.starts.get(chunk as usize).map_or(self.shape.device_size, |s| u64::from(*s) * BLOCK);
+        address(chunk)..address(chunk.saturating_add(1))
+    }
+
+    /// Keeps evictions out. Always before `files`.
+    fn unchanged(&self) -> RwLockReadGuard<'_, ()> {
+        self.changing.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn alone(&self) -> RwLockWriteGuard<'_, ()> {
+        self.changing.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn files(&self) -> RwLockReadGuard<'_, Option<Files>> {
+        self.files.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for BlobCache {
+    fn drop(&mut self) {
+        if let Some(files) = self.files().as_ref() {
+            files.touch();
+        }
+        self.cache.closed(&self.dir);
+    }
+}
+
+/// Whether there is no room for what was written.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}

@@ -1,0 +1,267 @@
+//! The files of one blob's cache, opened under a shared lock on its directory.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::fs::{FallocateFlags, SeekFrom, Timespec, Timestamps, UTIME_NOW, fallocate, futimens, seek};
+use rustix::io::Errno;
+
+use super::lock::{self, Kind};
+use crate::bits::Bits;
+
+/// Mode of what is made below the state directory: an image may hold files that not everybody may read.
+const DIR_MODE: u32 = 0o700;
+const FILE_MODE: u32 = 0o600;
+
+/// Names of the files.
+pub(super) const DATA: &str = "data";
+pub(super) const READY: &str = "ready";
+pub(super) const LOCK: &str = "lock";
+
+/// The byte of the lock file that stands for the directory.
+pub(super) const WHOLE: lock::Byte = 0;
+
+/// How long to try for a lock that others hold while they remove the directory or punch a few holes; both take milliseconds.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often a directory may be removed between the opening and the locking of its lock file.
+const OPEN_ATTEMPTS: u32 = 100;
+
+/// Bytes of a block, the unit of `st_blocks`.
+const STAT_BLOCK: u64 = 512;
+
+/// Makes a directory below the state directory, and its parents.
+pub(crate) fn make_dir(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(DIR_MODE).create(path)
+}
+
+/// Opens a file for reading and writing, made if it is not there.
+pub(super) fn open_or_make(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(FILE_MODE).open(path)
+}
+
+/// Real disk space of a file.
+pub(super) fn disk_bytes(metadata: &std::fs::Metadata) -> u64 {
+    metadata.blocks() * STAT_BLOCK
+}
+
+/// A directory's lock file, with a shared lock, which keeps others from removing or punching what is in the directory. `None` as
+/// long as somebody does that.
+fn lock_shared(dir: &Path, open: impl Fn(&Path) -> io::Result<File>) -> io::Result<File> {
+    let path = dir.join(LOCK);
+    for _ in 0..OPEN_ATTEMPTS {
+        let file = open(&path)?;
+        if !lock::lock(&file, WHOLE, Kind::Shared, LOCK_PATIENCE)? {
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, "another process has locked it for too long"));
+        }
+        // It may have been removed before it was locked: then the lock protects nothing.
+        match path.metadata() {
+            Ok(there) if is_same(&there, &file.metadata()?) => return Ok(file),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Err(io::Error::other("it is removed again and again"))
+}
+
+fn is_same(one: &std::fs::Metadata, other: &std::fs::Metadata) -> bool {
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
+}
+
+/// What a blob's files look like.
+#[derive(Debug)]
+pub(super) struct Shape {
+    pub(super) device_size: u64,
+    pub(super) chunks: u32,
+}
+
+/// What is wrong with files that somebody else has touched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Harm {
+    Removed,
+    Cut,
+}
+
+/// The files, and the shared lock on their directory.
+#[derive(Debug)]
+pub(super) struct Files {
+    lock: File,
+    data: File,
+    ready: File,
+    writable: bool,
+}
+
+impl Files {
+    /// Opens or makes all; on a read-only disk, opens what is there. Also tells which chunks `ready` names.
+    pub(super) fn open(dir: &Path, shape: &Shape) -> io::Result<(Self, Bits)> {
+        Self::make(dir, shape).or_else(|error| Self::existing(dir, shape).map_err(|_| error))
+    }
+
+    /// Opens or makes all, for writing.
+    pub(super) fn make(dir: &Path, shape: &Shape) -> io::Result<(Self, Bits)> {
+        let lock = lock_shared(dir, |path| {
+            make_dir(dir)?;
+            open_or_make(path)
+        })?;
+        let mut data = open_or_make(&dir.join(DATA))?;
+        let length = data.metadata()?.len();
+        if length != 0 && length != shape.device_size {
+            // Not what it was. Another process may still read what it has verified in there, so that file stays as it is.
+            std::fs::remove_file(dir.join(DATA))?;
+            data = open_or_make(&dir.join(DATA))?;
+        }
+        let ready = open_or_make(&dir.join(READY))?;
+        if data.metadata()?.len() != shape.device_size {
+            // New: nothing counts. Another process that makes it at the same time does the same.
+            data.set_len(shape.device_size)?;
+            ready.set_len(0)?;
+            ready.write_all_at(&empty_ready(shape.chunks), 0)?;
+        }
+        let files = Self { lock, data, ready, writable: true };
+        files.touch();
+        let bits = Bits::from_bytes(shape.chunks, &files.ready_bytes(shape.chunks)?);
+        Ok((files, bits))
+    }
+
+    fn existing(dir: &Path, shape: &Shape) -> io::Result<(Self, Bits)> {
+        let lock = lock_shared(dir, |path| File::open(path))?;
+        let (data, ready) = (File::open(dir.join(DATA))?, File::open(dir.join(READY))?);
+        if data.metadata()?.len() != shape.device_size {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        let files = Self { lock, data, ready, writable: false };
+        let bits = Bits::from_bytes(shape.chunks, &files.ready_bytes(shape.chunks)?);
+        Ok((files, bits))
+    }
+
+    pub(super) fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    pub(super) fn is_same_data(&self, other: &Self) -> bool {
+        match (self.data.metadata(), other.data.metadata()) {
+            (Ok(one), Ok(other)) => is_same(&one, &other),
+            _ => false,
+        }
+    }
+
+    /// Whether the data file is what it was made as.
+    pub(super) fn harm(&self, shape: &Shape) -> io::Result<Option<Harm>> {
+        let metadata = self.data.metadata()?;
+        Ok(match metadata.nlink() {
+            0 => Some(Harm::Removed),
+            _ if metadata.len() != shape.device_size => Some(Harm::Cut),
+            _ => None,
+        })
+    }
+
+    pub(super) fn disk_bytes(&self) -> io::Result<u64> {
+        Ok(disk_bytes(&self.data.metadata()?))
+    }
+
+    pub(super) fn read(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
+        self.data.read_exact_at(buf, at)
+    }
+
+    pub(super) fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.data.write_all_at(bytes, at)
+    }
+
+    /// Notes the time as that of the last use.
+    pub(super) fn touch(&self) {
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        // It only decides what goes first.
+        let _ = futimens(&self.lock, &Timestamps { last_access: now, last_modification: now });
+    }
+
+    /// All of the ready bitmap.
+    pub(super) fn ready_bytes(&self, chunks: u32) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; chunks.div_ceil(8) as usize];
+        let present = read_up_to(&self.ready, &mut bytes)?;
+        bytes.truncate(present);
+        Ok(bytes)
+    }
+
+    /// Whether some process says that the chunk is there. Missing and unreadable alike mean: not known to be.
+    pub(super) fn is_ready(&self, chunk: u32) -> bool {
+        self.ready_byte(chunk) & bit(chunk) != 0
+    }
+
+    fn ready_byte(&self, chunk: u32) -> u8 {
+        let mut byte = [0];
+        self.ready.read_exact_at(&mut byte, u64::from(chunk / 8)).map_or(0, |()| byte[0])
+    }
+
+    /// Not for two threads at a time.
+    pub(super) fn write_ready(&self, chunk: u32, ready: bool) -> io::Result<()> {
+        // From the file and not from memory, so that other processes' bits stay.
+        let before = self.ready_byte(chunk);
+        let after = if ready { before | bit(chunk) } else { before & !bit(chunk) };
+        if after == before { Ok(()) } else { self.ready.write_all_at(&[after], u64::from(chunk / 8)) }
+    }
+
+    /// Tries to become the only one who uses the directory; [`Files::share`] ends it.
+    pub(super) fn seize(&self) -> io::Result<bool> {
+        // A lock file that is not open for writing cannot be locked so.
+        Ok(self.writable && lock::try_lock(&self.lock, WHOLE, Kind::Exclusive)?)
+    }
+
+    pub(super) fn share(&self) {
+        // Nobody can have a lock that is in the way. Should the kernel fail, others wait until this process ends.
+        let _ = lock::try_lock(&self.lock, WHOLE, Kind::Shared);
+    }
+
+    /// Gives a range of the data file back to the disk.
+    pub(super) fn punch(&self, at: u64, length: u64) -> io::Result<()> {
+        let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        loop {
+            match fallocate(&self.data, how, at, length) {
+                Err(Errno::INTR) => {}
+                done => return Ok(done?),
+            }
+        }
+    }
+
+    /// Whether a range of the data file takes disk space. True where the file system cannot tell.
+    pub(super) fn has_data(&self, at: u64, end: u64) -> bool {
+        match seek(&self.data, SeekFrom::Data(at)) {
+            Ok(found) => found < end,
+            Err(Errno::NXIO) => false,
+            Err(_) => true,
+        }
+    }
+}
+
+/// The bitmap of a blob of which nothing is there. The last byte's bits beyond the last chunk are set, so that all bits are set when
+/// all chunks are there.
+fn empty_ready(chunks: u32) -> Vec<u8> {
+    let mut bytes = vec![0; chunks.div_ceil(8) as usize];
+    if let Some(last) = bytes.last_mut()
+        && !chunks.is_multiple_of(8)
+    {
+        *last = u8::MAX << (chunks % 8);
+    }
+    bytes
+}
+
+fn bit(chunk: u32) -> u8 {
+    1 << (chunk % 8)
+}
+
+/// Fills `buf` as far as the file goes and says how far that was.
+fn read_up_to(file: &File, buf: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    // Each round reads at least a byte or is the last.
+    while filled < buf.len() {
+        match file.read_at(&mut buf[filled..], filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
