@@ -46,5 +46,8 @@ pub use image::LazoImage;
 pub use mapped::Mapped;
 pub use readahead::MAX_WINDOW;
 pub use reader::Reader;
-pub use source::{BlobSource, ByteStream, ErrorKind, Origin, SourceError};
+pub use source::{
+    BlobSource, BucketSource, ByteStream, EndpointSource, ErrorKind, LayoutSource, Origin, SourceError, SourceSpec,
+    SpecError, WebSource, of_image,
+};
 pub use walk::ResolveError;

@@ -1,4 +1,13 @@
 //! Where a blob's stored bytes come from.
+//!
+//! A [`SourceSpec`] is what a user writes, [`of_image`] gives the places that an image's own reference stands for. Every
+//! implementation makes one attempt, holds none of the runtime's threads, and passes the suite in `tests/sources.rs`.
+
+mod bucket;
+mod layout;
+mod registry;
+mod spec;
+mod web;
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -8,8 +17,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream, StreamExt as _};
-use lazo_format::BlobRecord;
+use lazo_format::{BlobRecord, Digest};
 use lazo_registry::Source;
+
+pub use self::bucket::BucketSource;
+pub use self::layout::LayoutSource;
+pub use self::registry::{EndpointSource, of_image};
+pub use self::spec::{SourceSpec, SpecError};
+pub use self::web::WebSource;
 
 /// A range of a blob as it arrives: in pieces of any size, then the end or an error.
 pub type ByteStream = BoxStream<'static, Result<Bytes, SourceError>>;
@@ -117,6 +132,20 @@ impl StdError for SourceError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.error.source()
     }
+}
+
+/// Where a layout keeps a blob, and so every source that is filled from one.
+fn blob_path(digest: &Digest) -> String {
+    format!("blobs/{}/{}", digest.algorithm().name(), digest.hex())
+}
+
+/// Refuses a range that does not lie in the blob.
+fn check_bounds(what: &str, blob: &BlobRecord, range: &Range<u64>) -> Result<(), SourceError> {
+    if range.start <= range.end && range.end <= blob.compressed_size {
+        return Ok(());
+    }
+    let (size, Range { start, end }) = (blob.compressed_size, range);
+    Err(SourceError::new(ErrorKind::BadAnswer, format!("{what}: bytes {start}-{end} do not lie in its {size} bytes")))
 }
 
 /// The registry or layout that an image was opened from.
