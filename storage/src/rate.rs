@@ -1,0 +1,96 @@
+//! A limit on what is fetched without anybody waiting for it.
+
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::{self, Instant};
+
+/// Longest time for which what is not used can be saved up: enough that the pauses between two requests are made up for, and too little to
+/// be noticed on the line.
+const BURST: Duration = Duration::from_millis(250);
+
+/// Limits bytes and requests a second, each if wanted. First come, first served.
+#[derive(Debug)]
+pub struct RateLimiter {
+    /// Held by who is next while he waits; tokio's mutex queues the others in order.
+    buckets: Mutex<Buckets>,
+    unlimited: bool,
+}
+
+#[derive(Debug)]
+struct Buckets {
+    bytes: Option<Bucket>,
+    requests: Option<Bucket>,
+}
+
+impl RateLimiter {
+    /// Limits in bytes and requests a second; none is no limit.
+    #[must_use]
+    pub fn new(bytes_per_second: Option<NonZeroU64>, requests_per_second: Option<NonZeroU64>) -> Self {
+        let unlimited = bytes_per_second.is_none() && requests_per_second.is_none();
+        let buckets =
+            Buckets { bytes: bytes_per_second.map(Bucket::new), requests: requests_per_second.map(Bucket::new) };
+        Self { buckets: Mutex::new(buckets), unlimited }
+    }
+
+    /// Waits until a request for so many bytes may be made. One that is larger than what can be saved up goes when all is there, and those
+    /// after it wait the longer. Who gives up waiting has used up nothing.
+    pub async fn admit(&self, bytes: u64) {
+        if self.unlimited {
+            return;
+        }
+        let mut buckets = self.buckets.lock().await;
+        loop {
+            let now = Instant::now();
+            let ready = [
+                buckets.bytes.as_mut().map(|b| b.ready(bytes, now)),
+                buckets.requests.as_mut().map(|b| b.ready(1, now)),
+            ];
+            match ready.into_iter().flatten().max().filter(|&ready| ready > now) {
+                Some(ready) => time::sleep_until(ready).await,
+                None => break,
+            }
+        }
+        buckets.bytes.iter_mut().for_each(|bucket| bucket.take(bytes));
+        buckets.requests.iter_mut().for_each(|bucket| bucket.take(1));
+    }
+}
+
+/// A token bucket that may be overdrawn by what is larger than it.
+#[derive(Debug)]
+struct Bucket {
+    per_second: f64,
+    most: f64,
+    level: f64,
+    filled: Instant,
+}
+
+impl Bucket {
+    /// A full one.
+    fn new(per_second: NonZeroU64) -> Self {
+        let per_second = exact(per_second.get());
+        let most = (per_second * BURST.as_secs_f64()).max(1.0);
+        Self { per_second, most, level: most, filled: Instant::now() }
+    }
+
+    /// When so many tokens may be taken.
+    fn ready(&mut self, tokens: u64, now: Instant) -> Instant {
+        self.level = (self.level + (now - self.filled).as_secs_f64() * self.per_second).min(self.most);
+        self.filled = now;
+        let missing = exact(tokens).min(self.most) - self.level;
+        // Rounded up, so that a sleep till then is enough.
+        let wait = Duration::from_secs_f64((missing / self.per_second).max(0.0));
+        if missing > 0.0 { now + wait + Duration::from_micros(1) } else { now }
+    }
+
+    fn take(&mut self, tokens: u64) {
+        self.level -= exact(tokens);
+    }
+}
+
+/// As a float; exact up to 2^53.
+#[expect(clippy::cast_precision_loss, reason = "rounds what no request reaches")]
+fn exact(number: u64) -> f64 {
+    number as f64
+}

@@ -1,0 +1,147 @@
+//! The bytes of a range as they come.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use tokio::time::{self, Instant};
+
+use super::SourceId;
+use super::meter::Transfer;
+use super::request::Ticket;
+use crate::source::{ByteStream, ErrorKind, SourceError};
+
+/// How long a body may stall while another source is healthy: far above the pauses of a working connection, repeated packets
+/// included, and short for a reader.
+const HANDOVER: Duration = Duration::from_secs(1);
+
+/// A range on its way from a source that was found good. To drop it is to cancel the request.
+pub struct Body {
+    source: SourceId,
+    running: Option<Running>,
+    /// Bytes to come.
+    rest: u64,
+    avoid: Box<[SourceId]>,
+    /// Since when a byte is waited for.
+    waiting: Option<Instant>,
+}
+
+struct Running {
+    stream: ByteStream,
+    ticket: Ticket,
+    transfer: Transfer,
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Body").field("source", &self.source).field("rest", &self.rest).finish_non_exhaustive()
+    }
+}
+
+impl Body {
+    pub(super) fn new(ticket: Ticket, stream: ByteStream, length: u64, avoid: &[SourceId]) -> Self {
+        let source = ticket.source();
+        let transfer = ticket.shared().named(source).meter.transfer();
+        let running = Some(Running { stream, ticket, transfer });
+        let mut body = Self { source, running, rest: length, avoid: avoid.into(), waiting: None };
+        if length == 0 {
+            body.complete();
+        }
+        body
+    }
+
+    /// Where it comes from.
+    #[must_use]
+    pub fn source(&self) -> SourceId {
+        self.source
+    }
+
+    /// The next piece, never an empty one; nothing after the last. May be cancelled and called again.
+    ///
+    /// # Errors
+    /// The source failed: what came so far is as good as any, and the rest is to be opened anew, at another source or at this one
+    /// after a pause. It ends with [`ErrorKind::Timeout`] when no byte comes for the stall timeout, or for a second while another source is
+    /// healthy. After an error there is no more.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
+        let Some(running) = &mut self.running else {
+            return if self.rest == 0 { Ok(None) } else { Err(SourceError::new(ErrorKind::Unreachable, Ended)) };
+        };
+        let since = *self.waiting.get_or_insert_with(Instant::now);
+        let piece = running.piece(since, &self.avoid).await;
+        self.waiting = None;
+        let piece = piece.and_then(|piece| match piece {
+            None => Err(SourceError::new(ErrorKind::Unreachable, Cut(self.rest))),
+            Some(piece) if piece.len() as u64 > self.rest => Err(SourceError::new(ErrorKind::BadAnswer, TooLong)),
+            Some(piece) => Ok(piece),
+        });
+        match piece {
+            Ok(piece) => {
+                running.count(piece.len());
+                self.rest -= piece.len() as u64;
+                if self.rest == 0 {
+                    self.complete();
+                }
+                Ok(Some(piece))
+            }
+            Err(error) => {
+                if let Some(running) = self.running.take() {
+                    running.ticket.failed(&error);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn complete(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.ticket.completed();
+        }
+    }
+}
+
+impl Running {
+    /// The next piece that is not empty, or nothing at the end of the stream.
+    async fn piece(&mut self, since: Instant, avoid: &[SourceId]) -> Result<Option<Bytes>, SourceError> {
+        let limit = since + self.ticket.shared().policy.stall_timeout;
+        let mut look = since + HANDOVER;
+        loop {
+            match time::timeout_at(look.min(limit), self.stream.next()).await {
+                Ok(Some(Ok(piece))) if piece.is_empty() => {}
+                Ok(piece) => return piece.transpose(),
+                Err(_) if Instant::now() >= limit || self.is_better_elsewhere(avoid) => {
+                    let stalled = Stalled(Instant::now() - since);
+                    return Err(SourceError::new(ErrorKind::Timeout, stalled));
+                }
+                Err(_) => look = Instant::now() + HANDOVER,
+            }
+        }
+    }
+
+    fn is_better_elsewhere(&self, avoid: &[SourceId]) -> bool {
+        let (shared, blob) = (self.ticket.shared(), self.ticket.blob());
+        let barred = |source| avoid.contains(&source);
+        shared.board().other_healthy(blob, self.ticket.source(), barred, Instant::now()).is_some()
+    }
+
+    fn count(&mut self, bytes: usize) {
+        self.ticket.progressed();
+        self.transfer.count(bytes);
+        self.ticket.shared().named(self.ticket.source()).metrics.bytes.inc_by(bytes as u64);
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("no byte came for {0:.1?}")]
+struct Stalled(Duration);
+
+#[derive(Debug, thiserror::Error)]
+#[error("the answer was cut: {0} bytes are missing")]
+struct Cut(u64);
+
+#[derive(Debug, thiserror::Error)]
+#[error("more bytes came than were asked for")]
+struct TooLong;
+
+#[derive(Debug, thiserror::Error)]
+#[error("the answer has ended with an error")]
+struct Ended;
