@@ -7,6 +7,7 @@ mod faults;
 mod hostile;
 mod interop;
 mod lazy;
+mod metrics;
 mod mount;
 #[path = "../support/mod.rs"]
 mod support;

@@ -27,8 +27,13 @@ impl<'a> Mounted<'a> {
 
     /// Tries to mount; the error's text. Nothing may stay mounted.
     pub(crate) fn failure(scratch: &Scratch, image: &str, name: &str) -> String {
+        Self::failure_with(scratch, &[], image, name)
+    }
+
+    /// The same with more options.
+    pub(crate) fn failure_with(scratch: &Scratch, options: &[&str], image: &str, name: &str) -> String {
         let dir = scratch.dir(name);
-        let text = failure_of(scratch.lazo(["mount", image]).arg(&dir));
+        let text = failure_of(scratch.lazo(["mount", image]).args(options).arg(&dir));
         assert!(!is_mounted(&dir), "a failed mount is still there");
         text
     }

@@ -96,6 +96,20 @@ impl Registry {
         self.image(name)
     }
 
+    /// Hangs the registry: connections are taken, and then there is silence.
+    pub(crate) fn hang(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub(crate) fn go_on(&self) {
+        self.signal(rustix::process::Signal::CONT);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.process), signal).expect("a signal");
+    }
+
     /// The file that holds a blob or manifest.
     pub(crate) fn blob_path(&self, digest: &str) -> PathBuf {
         let (algorithm, hex) = digest.split_once(':').expect("a digest");
