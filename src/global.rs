@@ -1,10 +1,14 @@
 //! Options that every subcommand takes, and what follows from them.
 
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use anyhow::Context as _;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
+
+use crate::logfile;
 
 /// Options that every subcommand takes.
 #[derive(Clone, Debug, clap::Args)]
@@ -31,15 +35,19 @@ pub(crate) struct Global {
 }
 
 impl Global {
-    /// Sends log lines of the chosen level, or else of `default`, to stderr.
+    /// Sends log lines of the chosen level, or else of `default`, to stderr; to be kept within bounds if that is a log file.
     ///
     /// # Errors
     /// When `--log-level` is not a level nor a list of tracing directives.
-    pub(crate) fn start_logging(&self, default: &str) -> anyhow::Result<()> {
+    pub(crate) fn start_logging(&self, default: &str, file: Option<&Path>) -> anyhow::Result<()> {
         let level = self.log_level.as_deref().unwrap_or(default);
         let filter = EnvFilter::builder().parse(level).with_context(|| format!("--log-level {level:?} is no level"))?;
         let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour).init();
+        let writer = match file {
+            Some(path) => BoxMakeWriter::new(Mutex::new(logfile::Bounded::new(path)?)),
+            None => BoxMakeWriter::new(std::io::stderr),
+        };
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer).with_ansi(colour).init();
         Ok(())
     }
 

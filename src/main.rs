@@ -8,10 +8,12 @@ mod demo;
 mod global;
 mod inspect;
 mod interrupt;
+mod logfile;
 mod mount;
 mod output;
 mod umount;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -47,6 +49,14 @@ impl Command {
         }
     }
 
+    /// The log file that standard error is, if it is to be kept within its bounds.
+    fn log_file(&self) -> Option<&Path> {
+        match self {
+            Self::Mount(args) => args.log_file(),
+            _ => None,
+        }
+    }
+
     fn run(self, global: &Global) -> anyhow::Result<()> {
         match self {
             Self::Convert(args) => args.run(global),
@@ -61,7 +71,7 @@ impl Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Err(error) = cli.global.start_logging(cli.command.log_level()) {
+    if let Err(error) = cli.global.start_logging(cli.command.log_level(), cli.command.log_file()) {
         return output::report(&error);
     }
     match cli.command.run(&cli.global) {

@@ -4,9 +4,8 @@
 //! standard output, that the mount can be used, or why not.
 
 use std::ffi::OsString;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -18,7 +17,7 @@ use lazo_storage::cache::{CacheOptions, Limit};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::global::Global;
-use crate::output;
+use crate::{logfile, output};
 
 /// What the serving process says when the mount can be used.
 const READY: &str = "ready\n";
@@ -84,6 +83,11 @@ impl Args {
         if self.foreground || self.background_log.is_some() { "info" } else { "warn" }
     }
 
+    /// The log that standard error is, if this process serves a mount in the background.
+    pub(crate) fn log_file(&self) -> Option<&Path> {
+        self.background_log.as_deref()
+    }
+
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
         // Both are served by FUSE so far.
         let (Mode::Auto | Mode::Fuse) = self.mode;
@@ -136,7 +140,7 @@ impl Args {
     fn start(&self, global: &Global) -> anyhow::Result<()> {
         let log = global.absolute()?.run_dir.join("logs").join(log_name(&std::path::absolute(&self.dir)?));
         let failed = || format!("cannot write the log {}; choose another place with --run-dir", log.display());
-        let file = open_log(&log).with_context(failed)?;
+        let file = logfile::open(&log).with_context(failed)?;
         let log_start = file.metadata().with_context(failed)?.len();
         let mut child = Command::new("/proc/self/exe")
             .arg0("lazo")
@@ -182,13 +186,6 @@ fn log_name(mount_point: &Path) -> OsString {
     let start = name.len().saturating_sub(MAX_LOG_NAME);
     let start = (start..=name.len()).find(|&at| name.is_char_boundary(at)).unwrap_or(0);
     format!("{}.log", &name[start..]).into()
-}
-
-fn open_log(path: &Path) -> io::Result<File> {
-    if let Some(dir) = path.parent() {
-        DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
-    }
-    OpenOptions::new().create(true).append(true).open(path)
 }
 
 /// What to say of a process that has said nothing: the end of its log, which began at `start`.
