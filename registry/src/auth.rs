@@ -17,6 +17,7 @@ use reqwest::{
     header::{CONTENT_TYPE, HeaderMap, HeaderValue},
 };
 use serde::Deserialize;
+use tokio::{sync::OwnedMutexGuard, task::JoinHandle};
 
 use self::{
     challenge::Challenge,
@@ -24,7 +25,7 @@ use self::{
 };
 use crate::{
     error::{Error, Result},
-    http::{Body, Http, Request},
+    http::{Body, Http, Request, same_origin},
     reference::is_loopback_host,
 };
 
@@ -56,23 +57,55 @@ impl Scopes {
     }
 }
 
-/// The login to one registry.
-pub(crate) struct Auth {
-    http: Arc<Http>,
+/// A token this near its end is renewed beside the request that uses it, so that nobody waits for a new one.
+const RENEW_AHEAD: Duration = Duration::from_secs(30);
+/// No token is kept for longer, whatever its server says.
+const LONGEST_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
+/// The login to one repository of one host. Clones share it.
+///
+/// Credentials are read anew for each renewal. Renewals run one at a time and to their end, even when the request that asked
+/// for one is given up; those that wait for one share its outcome, an error included.
+#[derive(Clone)]
+pub(crate) struct Auth(Arc<Inner>);
+
+struct Inner {
     store: Store,
-    /// As the user names it.
-    host: String,
-    repository: String,
-    /// Whether requests to the registry itself are encrypted.
-    tls: bool,
+    site: Site,
     state: Mutex<State>,
-    /// Held while a token is fetched, so that many requests share one.
-    renewal: tokio::sync::Mutex<()>,
+    /// Held while credentials or a token are being fetched.
+    renewal: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// Whom the login is for.
+#[derive(Debug, Clone)]
+pub(crate) struct Site {
+    /// Under which its login is kept.
+    pub(crate) host: String,
+    pub(crate) repository: String,
+    /// Whether requests to the host itself are encrypted.
+    pub(crate) tls: bool,
+    /// A mirror may keep the repository under another name; the scopes that it asks for are taken as they are.
+    pub(crate) mirror: bool,
+    /// Headers for the host itself, sent to its token server as well when that is the same server.
+    pub(crate) headers: HeaderMap,
+    /// API address of the repository.
+    pub(crate) base: Url,
 }
 
 struct State {
     scheme: Scheme,
     tokens: LruCache<Scopes, Token>,
+    /// What the last failed renewal came to, for those that waited for it.
+    failure: Option<Failure>,
+}
+
+struct Failure {
+    scopes: Scopes,
+    /// Whether it only says that there are no other credentials to try.
+    forbidden: bool,
+    at: Instant,
+    error: Error,
 }
 
 /// What the registry has asked for so far.
@@ -80,12 +113,24 @@ struct State {
 enum Scheme {
     Nothing,
     Basic(HeaderValue),
-    Bearer { realm: Url, service: Option<String> },
+    Bearer(Issuer),
+}
+
+/// Who issues tokens.
+#[derive(Clone)]
+struct Issuer {
+    realm: Url,
+    service: Option<String>,
+    /// What a mirror asked for.
+    scope: Option<String>,
 }
 
 #[derive(Clone)]
 struct Token {
     header: HeaderValue,
+    /// The credentials that it was issued for.
+    credentials: Option<Credentials>,
+    renew_from: Instant,
     use_until: Instant,
 }
 
@@ -96,76 +141,206 @@ struct TokenAnswer {
     expires_in: Option<u64>,
 }
 
+/// What is known without asking anyone.
+enum Known {
+    /// The registry has not asked for a login so far.
+    NoneNeeded,
+    Header(HeaderValue),
+    /// A token that should be renewed soon.
+    Ageing(HeaderValue),
+    /// A token must be fetched first.
+    Missing,
+}
+
+impl Known {
+    fn header(self) -> Option<HeaderValue> {
+        match self {
+            Self::Header(header) | Self::Ageing(header) => Some(header),
+            Self::NoneNeeded | Self::Missing => None,
+        }
+    }
+}
+
+/// Why credentials or a token are fetched.
+enum Cause {
+    /// The token is missing, or near its end.
+    Age,
+    /// A 401.
+    Challenge(Challenge),
+    /// A 403: worth another attempt only with other credentials than before.
+    Forbidden,
+}
+
 impl Auth {
-    pub(crate) fn new(http: Arc<Http>, host: &str, repository: &str, tls: bool) -> Self {
-        let store = Store::new(http.options());
-        let state = Mutex::new(State { scheme: Scheme::Nothing, tokens: LruCache::new(MAX_TOKENS) });
-        let (host, repository) = (host.to_owned(), repository.to_owned());
-        Self { http, store, host, repository, tls, state, renewal: tokio::sync::Mutex::new(()) }
+    pub(crate) fn new(store: Store, site: Site) -> Self {
+        let tokens = LruCache::new(MAX_TOKENS);
+        let state = Mutex::new(State { scheme: Scheme::Nothing, tokens, failure: None });
+        Self(Arc::new(Inner { store, site, state, renewal: Arc::default() }))
     }
 
     /// The `Authorization` header for a request, as far as the registry has asked for one.
-    pub(crate) async fn header(&self, scopes: &Scopes) -> Result<Option<HeaderValue>> {
-        if let Some(known) = self.known(scopes) {
-            return Ok(known);
-        }
-        let _renewal = self.renewal.lock().await;
-        match self.known(scopes) {
-            Some(known) => Ok(known),
-            None => self.fetch_token(scopes).await.map(Some),
+    pub(crate) async fn header(&self, http: &Arc<Http>, scopes: &Scopes) -> Result<Option<HeaderValue>> {
+        match self.0.known(scopes) {
+            Known::NoneNeeded => Ok(None),
+            Known::Header(header) => Ok(Some(header)),
+            Known::Ageing(header) => {
+                if let Ok(turn) = self.0.renewal.clone().try_lock_owned() {
+                    // Should it fail, the request that comes after the token's end tries again, and tells.
+                    drop(self.spawn(turn, http, scopes.clone(), Cause::Age, None));
+                }
+                Ok(Some(header))
+            }
+            Known::Missing => self.renew(http, scopes, Cause::Age, None).await,
         }
     }
 
-    /// Learns from a 401 that came in spite of `used`; afterwards [`Self::header`] gives something new, or an error is
-    /// returned because there is nothing else to offer.
+    /// Learns from a 401 that came in spite of `used`; what to try instead.
+    ///
+    /// # Errors
+    /// When there is nothing else to offer, or a token cannot be had.
     pub(crate) async fn challenged(
         &self,
+        http: &Arc<Http>,
         headers: &HeaderMap,
         scopes: &Scopes,
         used: Option<&HeaderValue>,
-    ) -> Result<()> {
+    ) -> Result<Option<HeaderValue>> {
         let challenge = challenge::strongest(headers)
-            .ok_or_else(|| self.denied("the registry wants a login of a kind unknown here, or does not say which"))?;
-        let _renewal = self.renewal.lock().await;
-        // Someone else may have renewed it meanwhile.
-        if let Some(Some(known)) = self.known(scopes)
-            && used != Some(&known)
-        {
-            return Ok(());
-        }
-        match challenge {
-            Challenge::Basic => self.set_basic(used).await,
-            Challenge::Bearer { realm, service, .. } => {
-                let realm = self.check_realm(&realm)?;
-                {
-                    let mut state = self.state();
-                    state.scheme = Scheme::Bearer { realm, service };
-                    state.tokens.pop(scopes);
-                }
-                let fresh = self.fetch_token(scopes).await?;
-                if used == Some(&fresh) {
-                    return Err(self.denied("it refuses the token kept for it; log in again"));
-                }
-                Ok(())
+            .ok_or_else(|| self.0.denied("the registry wants a login of a kind unknown here, or does not say which"))?;
+        self.renew(http, scopes, Cause::Challenge(challenge), used).await
+    }
+
+    /// After a 403 in spite of `used`: what to try instead, if the credentials are not those any more that `used` came from.
+    /// Some registries answer so when a login has expired.
+    pub(crate) async fn forbidden(&self, http: &Arc<Http>, scopes: &Scopes, used: &HeaderValue) -> Option<HeaderValue> {
+        match self.renew(http, scopes, Cause::Forbidden, Some(used)).await {
+            Ok(header) => header,
+            Err(error) => {
+                tracing::debug!(%error, "no other login to try after a 403");
+                None
             }
         }
     }
 
-    /// `None` when a token must be fetched first.
-    fn known(&self, scopes: &Scopes) -> Option<Option<HeaderValue>> {
+    async fn renew(
+        &self,
+        http: &Arc<Http>,
+        scopes: &Scopes,
+        cause: Cause,
+        used: Option<&HeaderValue>,
+    ) -> Result<Option<HeaderValue>> {
+        let since = Instant::now();
+        let turn = self.0.renewal.clone().lock_owned().await;
+        if let Some(settled) = self.0.settled(scopes, matches!(cause, Cause::Forbidden), used, since) {
+            return settled.map(Some);
+        }
+        match self.spawn(turn, http, scopes.clone(), cause, used.cloned()).await {
+            Ok(result) => result,
+            Err(error) => Err(Error::io("a login did not end", std::io::Error::other(error))),
+        }
+    }
+
+    /// Fetches credentials or a token in a task of its own; `turn` is held meanwhile.
+    fn spawn(
+        &self,
+        turn: OwnedMutexGuard<()>,
+        http: &Arc<Http>,
+        scopes: Scopes,
+        cause: Cause,
+        used: Option<HeaderValue>,
+    ) -> JoinHandle<Result<Option<HeaderValue>>> {
+        let (inner, http) = (self.0.clone(), http.clone());
+        let forbidden = matches!(cause, Cause::Forbidden);
+        tokio::spawn(async move {
+            let result = inner.obtain(&http, &scopes, cause, used.as_ref()).await;
+            if let Err(error) = &result {
+                let failure = Failure { scopes, forbidden, at: Instant::now(), error: error.duplicate() };
+                inner.state().failure = Some(failure);
+            }
+            drop(turn);
+            result
+        })
+    }
+}
+
+impl Inner {
+    fn known(&self, scopes: &Scopes) -> Known {
         let mut state = self.state();
         match &state.scheme {
-            Scheme::Nothing => Some(None),
-            Scheme::Basic(header) => Some(Some(header.clone())),
-            Scheme::Bearer { .. } => {
-                let token = state.tokens.get(scopes).filter(|t| Instant::now() < t.use_until)?;
-                Some(Some(token.header.clone()))
+            Scheme::Nothing => Known::NoneNeeded,
+            Scheme::Basic(header) => Known::Header(header.clone()),
+            Scheme::Bearer(_) => {
+                let now = Instant::now();
+                match state.tokens.get(scopes).filter(|t| now < t.use_until) {
+                    Some(token) if now < token.renew_from => Known::Header(token.header.clone()),
+                    Some(token) => Known::Ageing(token.header.clone()),
+                    None => Known::Missing,
+                }
             }
         }
     }
 
-    async fn set_basic(&self, used: Option<&HeaderValue>) -> Result<()> {
-        let header = match self.store.find(&self.host, &self.repository).await? {
+    /// What someone else's renewal came to while this one waited `since` then for its turn.
+    fn settled(
+        &self,
+        scopes: &Scopes,
+        forbidden: bool,
+        used: Option<&HeaderValue>,
+        since: Instant,
+    ) -> Option<Result<HeaderValue>> {
+        if let Some(header) = self.known(scopes).header()
+            && used != Some(&header)
+        {
+            return Some(Ok(header));
+        }
+        let state = self.state();
+        let same = |f: &&Failure| f.scopes == *scopes && f.forbidden == forbidden && f.at >= since;
+        let failure = state.failure.as_ref().filter(same)?;
+        Some(Err(failure.error.duplicate()))
+    }
+
+    async fn obtain(
+        &self,
+        http: &Http,
+        scopes: &Scopes,
+        cause: Cause,
+        used: Option<&HeaderValue>,
+    ) -> Result<Option<HeaderValue>> {
+        let credentials = self.store.find(&self.site.host, &self.site.repository).await?;
+        match cause {
+            Cause::Age => {}
+            Cause::Challenge(Challenge::Basic) => return self.set_basic(credentials, used).map(Some),
+            Cause::Challenge(Challenge::Bearer { realm, service, scope }) => {
+                let realm = self.check_realm(&realm)?;
+                let scope = scope.filter(|_| self.site.mirror);
+                let mut state = self.state();
+                state.scheme = Scheme::Bearer(Issuer { realm, service, scope });
+                state.tokens.pop(scopes);
+            }
+            Cause::Forbidden => {
+                let scheme = self.state().scheme.clone();
+                match scheme {
+                    Scheme::Nothing => return Ok(None),
+                    Scheme::Basic(_) => return self.set_basic(credentials, used).map(Some),
+                    Scheme::Bearer(_) => {
+                        let mut state = self.state();
+                        if state.tokens.peek(scopes).is_some_and(|t| t.credentials == credentials) {
+                            return Err(self.denied("the login kept for it has not changed"));
+                        }
+                        state.tokens.pop(scopes);
+                    }
+                }
+            }
+        }
+        let fresh = self.fetch_token(http, scopes, credentials).await?;
+        if used == Some(&fresh) {
+            return Err(self.denied("it refuses the token kept for it; log in again"));
+        }
+        Ok(Some(fresh))
+    }
+
+    fn set_basic(&self, credentials: Option<Credentials>, used: Option<&HeaderValue>) -> Result<HeaderValue> {
+        let header = match credentials {
             Some(Credentials::Password { user, password }) => basic(&user, &password)?,
             Some(_) => return Err(self.denied("it wants user name and password, but a token is kept for it")),
             None => return Err(self.denied("it wants a login, and none is kept; log in with `docker login`")),
@@ -173,45 +348,40 @@ impl Auth {
         if used == Some(&header) {
             return Err(self.denied("it refuses the user name and password kept for it; log in again"));
         }
-        self.state().scheme = Scheme::Basic(header);
-        Ok(())
+        self.state().scheme = Scheme::Basic(header.clone());
+        Ok(header)
     }
 
-    /// A token for `scopes`, from the token server; kept.
-    async fn fetch_token(&self, scopes: &Scopes) -> Result<HeaderValue> {
-        let Scheme::Bearer { realm, service } = self.state().scheme.clone() else {
-            return Err(self.denied("it has asked for no token"));
+    async fn fetch_token(&self, http: &Http, scopes: &Scopes, credentials: Option<Credentials>) -> Result<HeaderValue> {
+        let Scheme::Bearer(issuer) = self.state().scheme.clone() else {
+            return Err(self.denied("it no longer wants a token"));
         };
-        let credentials = self.store.find(&self.host, &self.repository).await?;
         if let Some(Credentials::Access(token)) = &credentials {
-            // Tried once: a registry that refuses it has nothing else to be offered.
-            return self.keep(scopes, token, DEFAULT_LIFETIME);
+            // Used as it is: a registry that refuses it has nothing else to be offered.
+            let token = token.clone();
+            return self.keep(scopes, &token, credentials, DEFAULT_LIFETIME);
         }
-        let mut backoff = self.http.backoff();
-        loop {
-            match self.ask(&realm, service.as_deref(), scopes, credentials.as_ref()).await {
-                Ok(answer) => {
-                    let lifetime = answer.expires_in.map_or(DEFAULT_LIFETIME, Duration::from_secs);
-                    let token = answer.token.or(answer.access_token).filter(|t| !t.reveal().is_empty());
-                    let token = token.ok_or_else(|| self.denied("its token server sent no token"))?;
-                    return self.keep(scopes, &token, lifetime);
-                }
-                Err(error) => backoff.wait(error).await?,
-            }
-        }
+        let answer = self.ask(http, &issuer, scopes, credentials.as_ref()).await?;
+        let lifetime = answer.expires_in.map_or(DEFAULT_LIFETIME, Duration::from_secs);
+        let token = answer.token.or(answer.access_token).filter(|t| !t.reveal().is_empty());
+        let token = token.ok_or_else(|| self.denied("its token server sent no token"))?;
+        self.keep(scopes, &token, credentials, lifetime)
     }
 
     /// One question to the token server.
     async fn ask(
         &self,
-        realm: &Url,
-        service: Option<&str>,
+        http: &Http,
+        issuer: &Issuer,
         scopes: &Scopes,
         credentials: Option<&Credentials>,
     ) -> Result<TokenAnswer> {
-        let what = format!("token for {}", self.host);
-        let mut url = realm.clone();
-        let (request, authorization) = match credentials {
+        let what = format!("token for {}", self.site.host);
+        let mut url = issuer.realm.clone();
+        let service = issuer.service.as_deref();
+        let asked = issuer.scope.clone().map(|scope| Scopes(vec![scope]));
+        let scopes = asked.as_ref().unwrap_or(scopes);
+        let (mut request, authorization) = match credentials {
             Some(Credentials::Identity(token)) => {
                 let form = identity_form(service, scopes, token);
                 let request = Request::new(Method::POST, url, &what)
@@ -235,7 +405,11 @@ impl Auth {
                 (Request::get(url, &what), authorization)
             }
         };
-        let mut response = self.http.send(&request, authorization.as_ref()).await?;
+        if same_origin(&issuer.realm, &self.site.base) {
+            let own = std::mem::replace(&mut request.headers, self.site.headers.clone());
+            request.headers.extend(own);
+        }
+        let mut response = http.send(&request, authorization.as_ref()).await?;
         match response.status() {
             StatusCode::OK => {}
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
@@ -243,20 +417,28 @@ impl Auth {
                     if credentials.is_some() { "the login kept for it; log in again" } else { "anonymous access" };
                 return Err(self.denied(&format!("its token server refuses {kept} ({})", response.status())));
             }
-            _ => return Err(self.http.refusal(response, &request.method, &what).await),
+            _ => return Err(http.refusal(response, &request.method, &what).await),
         }
-        let bytes = self.http.read_all(&mut response, MAX_TOKEN_ANSWER, &what).await?;
+        let bytes = http.read_all(&mut response, MAX_TOKEN_ANSWER, &what).await?;
         // serde's message may quote the answer.
         serde_json::from_slice(&bytes).map_err(|_| Error::invalid(&what, "the token server's answer is not understood"))
     }
 
-    fn keep(&self, scopes: &Scopes, token: &Secret, lifetime: Duration) -> Result<HeaderValue> {
+    fn keep(
+        &self,
+        scopes: &Scopes,
+        token: &Secret,
+        credentials: Option<Credentials>,
+        lifetime: Duration,
+    ) -> Result<HeaderValue> {
         let header = sensitive(&format!("Bearer {}", token.reveal()))
             .ok_or_else(|| self.denied("its token cannot be sent in a header"))?;
-        let margin = SAFETY_MARGIN.min(lifetime / 2);
-        let lifetime = lifetime.min(Duration::from_secs(24 * 3600));
-        let use_until = Instant::now() + lifetime.saturating_sub(margin);
-        self.state().tokens.put(scopes.clone(), Token { header: header.clone(), use_until });
+        let lifetime = lifetime.min(LONGEST_LIFETIME);
+        let usable = lifetime - SAFETY_MARGIN.min(lifetime / 2);
+        let now = Instant::now();
+        let (renew_from, use_until) = (now + usable - RENEW_AHEAD.min(usable / 4), now + usable);
+        let token = Token { header: header.clone(), credentials, renew_from, use_until };
+        self.state().tokens.put(scopes.clone(), token);
         Ok(header)
     }
 
@@ -266,13 +448,13 @@ impl Auth {
         let loopback = url.host_str().is_some_and(|h| is_loopback_host(h.trim_matches(['[', ']'])));
         match url.scheme() {
             "https" => Ok(url),
-            "http" if !self.tls || loopback => Ok(url),
+            "http" if !self.site.tls || loopback => Ok(url),
             _ => Err(self.denied(&format!("it names a token server without TLS, {realm:?}; no login is sent there"))),
         }
     }
 
     fn denied(&self, reason: &str) -> Error {
-        Error::Denied { what: format!("registry {}", self.host), reason: reason.to_owned() }
+        Error::Denied { what: format!("registry {}", self.site.host), reason: reason.to_owned() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -282,7 +464,7 @@ impl Auth {
 
 impl fmt::Debug for Auth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Auth").field("host", &self.host).finish_non_exhaustive()
+        f.debug_struct("Auth").field("host", &self.0.site.host).finish_non_exhaustive()
     }
 }
 
@@ -315,9 +497,16 @@ mod tests {
     use super::*;
     use crate::options::Options;
 
+    fn auth(tls: bool) -> Auth {
+        let options = Options::default();
+        let (host, repository) = ("h.example".to_owned(), "app".to_owned());
+        let base = Url::parse("https://h.example/v2/app/").unwrap();
+        let site = Site { host, repository, tls, mirror: false, headers: HeaderMap::new(), base };
+        Auth::new(Store::new(&options), site)
+    }
+
     #[test]
     fn passwords_stay_encrypted() {
-        let auth = |tls| Auth::new(Http::new(&Options::default()), "h.example", "app", tls);
         let table = [
             ("https://auth.example/token", true, true),
             ("http://auth.example/token", true, false),
@@ -326,7 +515,7 @@ mod tests {
             ("file:///etc/passwd", false, false),
         ];
         for (realm, tls, allowed) in table {
-            assert_eq!(auth(tls).check_realm(realm).is_ok(), allowed, "{realm} {tls}");
+            assert_eq!(auth(tls).0.check_realm(realm).is_ok(), allowed, "{realm} {tls}");
         }
         let header = basic("me", &Secret::new("secret-pw".into())).unwrap();
         let shown = format!("{header:?} {:?}", auth(true));
@@ -335,13 +524,24 @@ mod tests {
 
     #[test]
     fn tokens_are_bounded() {
-        let auth = Auth::new(Http::new(&Options::default()), "h.example", "app", true);
-        auth.state().scheme = Scheme::Bearer { realm: Url::parse("https://a/").unwrap(), service: None };
+        let auth = &*auth(true).0;
+        let issuer = Issuer { realm: Url::parse("https://a/").unwrap(), service: None, scope: None };
+        auth.state().scheme = Scheme::Bearer(issuer);
+        let keep = |scopes: &Scopes, token: &str, lifetime| {
+            auth.keep(scopes, &Secret::new(token.into()), None, Duration::from_secs(lifetime))
+        };
         for n in 0..1000 {
-            auth.keep(&Scopes::pull(&format!("app{n}")), &Secret::new("t".into()), Duration::MAX).unwrap();
+            keep(&Scopes::pull(&format!("app{n}")), "t", u64::MAX).unwrap();
         }
         assert_eq!(auth.state().tokens.len(), MAX_TOKENS.get());
-        assert!(auth.known(&Scopes::pull("app999")).is_some() && auth.known(&Scopes::pull("app0")).is_none());
-        assert!(auth.keep(&Scopes::pull("app"), &Secret::new("a\nb".into()), DEFAULT_LIFETIME).is_err());
+        assert!(matches!(auth.known(&Scopes::pull("app999")), Known::Header(_)));
+        assert!(matches!(auth.known(&Scopes::pull("app0")), Known::Missing));
+        let app = Scopes::pull("app");
+        assert!(keep(&app, "a\nb", 60).is_err());
+        keep(&app, "t", 0).unwrap();
+        assert!(matches!(auth.known(&app), Known::Missing));
+        keep(&app, "t", 60).unwrap();
+        auth.state().tokens.get_mut(&app).unwrap().renew_from = Instant::now();
+        assert!(matches!(auth.known(&app), Known::Ageing(_)));
     }
 }

@@ -14,6 +14,7 @@ use tokio::io::AsyncRead;
 use crate::{
     document::digest_of,
     error::{Error, Result},
+    registry::Senders,
 };
 
 /// A blob's bytes in order. Ends with `None` only when size and digest were right; otherwise with an error.
@@ -24,6 +25,7 @@ pub struct BlobStream {
     expected: Digest,
     size: u64,
     read: u64,
+    senders: Option<Senders>,
 }
 
 impl BlobStream {
@@ -31,7 +33,12 @@ impl BlobStream {
     pub(crate) fn new(what: String, descriptor: &Descriptor, inner: BoxStream<'static, Result<Bytes>>) -> Result<Self> {
         let expected = digest_of(descriptor)?;
         let hasher = Some(Hasher::new(expected.algorithm()));
-        Ok(Self { what, inner, hasher, expected, size: descriptor.size(), read: 0 })
+        Ok(Self { what, inner, hasher, expected, size: descriptor.size(), read: 0, senders: None })
+    }
+
+    /// Who sends the blob, to be told when it is wrong.
+    pub(crate) fn from(self, senders: Senders) -> Self {
+        Self { senders: Some(senders), ..self }
     }
 
     /// Size of the whole blob, bytes.
@@ -87,7 +94,11 @@ impl Stream for BlobStream {
             return Poll::Ready(None);
         }
         let item = ready!(self.inner.as_mut().poll_next(context));
-        Poll::Ready(self.step(item))
+        let step = self.step(item);
+        if let (Some(Err(error)), Some(senders)) = (&step, &self.senders) {
+            senders.rest_after(error);
+        }
+        Poll::Ready(step)
     }
 }
 

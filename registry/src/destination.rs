@@ -13,11 +13,11 @@ use tempfile::TempDir;
 use crate::{
     document::{Document, digest_of},
     error::{Error, Result},
-    http::Http,
     layout::writer::{Writer, check_bytes},
     options::Options,
     reference::{DockerRef, ImageRef},
     registry::{Content, Registry},
+    repository::open_for_push,
     section::Section,
     source::on_thread,
 };
@@ -60,7 +60,7 @@ impl Destination {
                     Error::io(format_args!("cannot make a staging directory in {}", parent.display()), e)
                 })?;
                 let path = staging.path().to_owned();
-                (Kind::Registry(Registry::new(&docker, Http::new(options))?, staging), path)
+                (Kind::Registry(open_for_push(&docker, options).await?, staging), path)
             }
             ImageRef::OciLayout { path, tag } => layout(move || Writer::directory(&path, tag.as_deref())).await?,
             ImageRef::OciArchive { path, tag } => layout(move || Writer::archive(&path, tag.as_deref())).await?,

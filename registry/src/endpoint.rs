@@ -31,24 +31,33 @@ struct Inner {
 }
 
 #[derive(Clone)]
-pub(crate) enum Kind {
+enum Kind {
     Registry(Registry),
+    Local(Local),
+}
+
+/// A layout or an archive.
+#[derive(Clone)]
+pub(crate) enum Local {
     Layout(Layout),
     DockerArchive(Arc<DockerArchive>),
 }
 
 impl Endpoint {
-    pub(crate) fn new(kind: Kind) -> Self {
-        let name = match &kind {
-            Kind::Registry(registry) => registry.name(),
-            Kind::Layout(layout) => layout.name(),
-            Kind::DockerArchive(archive) => archive.name(),
-        };
-        Self(Arc::new(Inner { name, kind }))
+    pub(crate) fn registry(registry: Registry) -> Self {
+        Self(Arc::new(Inner { name: registry.name().to_owned(), kind: Kind::Registry(registry) }))
     }
 
-    /// For logs and metric labels, without secrets: `docker://HOST/REPOSITORY`, `oci:DIR`, `oci-archive:FILE`,
-    /// `docker-archive:FILE`.
+    pub(crate) fn local(local: Local) -> Self {
+        let name = match &local {
+            Local::Layout(layout) => layout.name(),
+            Local::DockerArchive(archive) => archive.name(),
+        };
+        Self(Arc::new(Inner { name, kind: Kind::Local(local) }))
+    }
+
+    /// For logs and metric labels, without secrets: `docker://HOST/REPOSITORY`, for a mirror `https://HOST`, else `oci:DIR`,
+    /// `oci-archive:FILE` or `docker-archive:FILE`.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.0.name
@@ -67,22 +76,23 @@ impl Endpoint {
         if range.is_empty() {
             return Ok(stream::empty().boxed());
         }
-        if let Kind::Registry(registry) = &self.0.kind {
-            return registry.stream_range(digest, blob_size, range).await;
+        match &self.0.kind {
+            Kind::Registry(registry) => Ok(registry.open_range(digest, blob_size, range).await?.stream()),
+            Kind::Local(local) => {
+                let (what, section) = local.section(digest, blob_size).await?;
+                let part = section.slice(range).ok_or_else(|| Error::invalid(&what, "range outside of it"))?;
+                Ok(part.blob_stream(what))
+            }
         }
-        let (what, section) = self.0.kind.section(digest, blob_size).await?;
-        let part = section.slice(range).ok_or_else(|| Error::invalid(&what, "range outside of it"))?;
-        Ok(part.blob_stream(what))
     }
 }
 
-impl Kind {
-    /// A blob of a local source, and its name for errors.
+impl Local {
+    /// A blob, and its name for errors.
     pub(crate) async fn section(&self, digest: &Digest, size: u64) -> Result<(String, Section)> {
         match self {
             Self::Layout(layout) => Ok((layout.blob_name(digest), layout.section(digest, size).await?)),
             Self::DockerArchive(archive) => Ok((archive.blob_name(digest), archive.section(digest, size)?)),
-            Self::Registry(registry) => Err(Error::NotFound { what: registry.blob_name(digest) }),
         }
     }
 }

@@ -178,6 +178,33 @@ impl Error {
         Self::Transport { what: what.to_string(), url: url.to_string(), source: source.into() }
     }
 
+    /// The same error for somebody else who waited for the same thing; causes become text.
+    pub(crate) fn duplicate(&self) -> Self {
+        let text = |source: &dyn std::error::Error| crate::http::chain(source);
+        match self {
+            Self::Transport { what, url, source } => {
+                let kind = if is_timeout(source.as_ref()) { io::ErrorKind::TimedOut } else { io::ErrorKind::Other };
+                Self::transport(what, url, io::Error::new(kind, text(source.as_ref())))
+            }
+            Self::Io { what, source } => Self::io(what, io::Error::new(source.kind(), text(source))),
+            Self::Denied { what, reason } => Self::Denied { what: what.clone(), reason: reason.clone() },
+            Self::Credentials { host, reason } => Self::Credentials { host: host.clone(), reason: reason.clone() },
+            Self::NotFound { what } => Self::NotFound { what: what.clone() },
+            Self::Untrusted { what, url, reason } => {
+                Self::Untrusted { what: what.clone(), url: url.clone(), reason: reason.clone() }
+            }
+            Self::Status { what, request, status, detail, retry_after } => Self::Status {
+                what: what.clone(),
+                request: request.clone(),
+                status: *status,
+                detail: detail.clone(),
+                retry_after: *retry_after,
+            },
+            Self::Invalid { what, reason } => Self::invalid(what, reason),
+            other => Self::invalid("login", text(other)),
+        }
+    }
+
     /// Whether the same request may succeed a little later: no answer, 408, 429 or a server error.
     #[must_use]
     pub fn is_transient(&self) -> bool {

@@ -7,8 +7,9 @@ mod retry;
 use std::{
     error::Error as StdError,
     io,
+    path::Path,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
@@ -20,13 +21,14 @@ use reqwest::{
     header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, RETRY_AFTER},
     redirect::Policy,
 };
-use rustls::{ClientConfig, RootCertStore, crypto::ring};
+use rustls::{AlertDescription, ClientConfig, RootCertStore, crypto::ring};
 
 pub(crate) use self::{body::Body, retry::Backoff};
 use crate::{
     error::{Error, Result},
     options::Options,
     reference::is_loopback_host,
+    shared::{ClientKey, Identity, Transport},
 };
 
 /// Connections kept for reuse to one host: more than a fetch scheduler has requests under way.
@@ -38,10 +40,11 @@ const MAX_ERROR_BODY: u64 = 16 * 1024;
 /// Most characters of a registry's own words shown.
 const MAX_ERROR_TEXT: usize = 300;
 
-/// HTTP clients by what they need: plain or TLS, loopback (never through a proxy) or not.
+/// HTTP to one host and to where it sends us. Clients are shared by what they need: plain or TLS, loopback (never through
+/// a proxy) or not, and how to connect.
 pub(crate) struct Http {
     options: Options,
-    clients: [OnceLock<Client>; 4],
+    transport: Transport,
 }
 
 /// A request that can be sent again.
@@ -79,7 +82,18 @@ impl<'a> Request<'a> {
 
 impl Http {
     pub(crate) fn new(options: &Options) -> Arc<Self> {
-        Arc::new(Self { options: options.clone(), clients: Default::default() })
+        Arc::new(Self { options: options.clone(), transport: Self::usual_transport(options) })
+    }
+
+    /// The same with another way of connecting.
+    pub(crate) fn with(options: &Options, transport: Transport) -> Arc<Self> {
+        Arc::new(Self { options: options.clone(), transport })
+    }
+
+    /// How hosts are connected to of which nothing special is said.
+    pub(crate) fn usual_transport(options: &Options) -> Transport {
+        let (ca, connect_timeout) = (options.extra_ca.clone(), options.connect_timeout);
+        Transport { ca, connect_timeout, ..Transport::default() }
     }
 
     pub(crate) fn options(&self) -> &Options {
@@ -92,17 +106,26 @@ impl Http {
 
     /// Sends one request once; no redirects, no retries. `authorization` is added when given.
     pub(crate) async fn send(&self, request: &Request<'_>, authorization: Option<&HeaderValue>) -> Result<Response> {
-        let client = self.client(&request.url)?;
-        let mut builder = client.request(request.method.clone(), request.url.clone()).headers(request.headers.clone());
+        let key = self.client_key(&request.url);
+        let client = self.client_by(&key)?;
+        let mut headers = request.headers.clone();
         if let Some(value) = authorization {
-            builder = builder.header(AUTHORIZATION, value.clone());
+            headers.insert(AUTHORIZATION, value.clone());
         }
+        let mut builder = client.request(request.method.clone(), request.url.clone()).headers(headers);
         let progress = Arc::new(AtomicU64::new(0));
         if let Some(len) = request.body.len() {
             builder = builder.header(CONTENT_LENGTH, len).body(request.body.to_reqwest(&progress));
         }
         let shown = shown_url(&request.url);
-        let failed = |e: reqwest::Error| transport_error(request.what, &shown, e);
+        let failed = |e: reqwest::Error| {
+            let error = transport_error(request.what, &shown, e);
+            if matches!(error, Error::Untrusted { .. }) {
+                // Certificates are renewed on disk: the next attempt reads them anew.
+                self.options.shared.forget_client(&key);
+            }
+            error
+        };
         let mut answer = std::pin::pin!(builder.send());
         let patience = self.options.stall_timeout.max(request.patience);
         let mut moved = 0;
@@ -167,49 +190,86 @@ impl Http {
         }
     }
 
-    pub(crate) fn client(&self, url: &Url) -> Result<&Client> {
+    /// A client that may ask `url`.
+    pub(crate) fn client(&self, url: &Url) -> Result<Client> {
+        self.client_by(&self.client_key(url))
+    }
+
+    fn client_key(&self, url: &Url) -> ClientKey {
         let tls = url.scheme() == "https";
         let loopback = url.host_str().is_some_and(|h| is_loopback_host(h.trim_matches(['[', ']'])));
-        let slot = &self.clients[usize::from(tls) * 2 + usize::from(loopback)];
-        if let Some(client) = slot.get() {
+        ClientKey::new(tls, loopback, &self.transport)
+    }
+
+    fn client_by(&self, key: &ClientKey) -> Result<Client> {
+        if let Some(client) = self.options.shared.client(key) {
             return Ok(client);
         }
-        let client = self.build(tls, loopback)?;
-        Ok(slot.get_or_init(|| client))
+        let client = build(key)?;
+        Ok(self.options.shared.keep_client(key.clone(), client))
     }
+}
 
-    fn build(&self, tls: bool, loopback: bool) -> Result<Client> {
-        let mut builder = Client::builder()
-            .user_agent(concat!("lazo/", env!("CARGO_PKG_VERSION")))
-            .redirect(Policy::none())
-            .referer(false)
-            .connect_timeout(self.options.connect_timeout)
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS);
-        if loopback {
-            builder = builder.no_proxy();
+fn build(key: &ClientKey) -> Result<Client> {
+    let transport = &key.transport;
+    let mut builder = Client::builder()
+        .user_agent(concat!("lazo/", env!("CARGO_PKG_VERSION")))
+        .redirect(Policy::none())
+        .referer(false)
+        .connect_timeout(transport.connect_timeout)
+        .pool_idle_timeout(IDLE_TIMEOUT)
+        .pool_max_idle_per_host(IDLE_CONNECTIONS);
+    let mut proxy_tls = false;
+    match &transport.proxy {
+        Some(proxy) => {
+            proxy_tls = proxy.starts_with("https:");
+            let proxy = reqwest::Proxy::all(proxy).map_err(|e| Error::invalid("proxy", chain(&e.without_url())))?;
+            builder = builder.proxy(proxy);
         }
-        // A plain connection may still go through an https:// proxy.
-        builder = if tls || (!loopback && proxy_needs_tls()) { self.with_tls(builder)? } else { without_tls(builder)? };
-        builder.build().map_err(|e| Error::invalid("HTTP client", chain(&e)))
+        None if key.loopback => builder = builder.no_proxy(),
+        None => proxy_tls = environment_proxy_needs_tls(),
     }
+    // A plain connection may still go through an https:// proxy.
+    builder = if key.tls || proxy_tls { with_tls(builder, transport)? } else { without_tls(builder)? };
+    builder.build().map_err(|e| Error::invalid("HTTP client", chain(&e)))
+}
 
-    /// The system's authorities (or those in SSL_CERT_FILE) and the extra ones; reads some hundred kilobytes of files.
-    fn with_tls(&self, builder: reqwest::ClientBuilder) -> Result<reqwest::ClientBuilder> {
-        // Fails only if a provider is installed, which then serves.
-        drop(ring::default_provider().install_default());
-        let mut extra = Vec::new();
-        for path in &self.options.extra_ca {
-            let what = format!("CA file {}", path.display());
-            let pem = std::fs::read(path).map_err(|e| Error::io(format_args!("cannot read {what}"), e))?;
-            let found = reqwest::Certificate::from_pem_bundle(&pem).map_err(|e| Error::invalid(&what, chain(&e)))?;
-            if found.is_empty() {
-                return Err(Error::invalid(what, "it holds no PEM certificate"));
-            }
-            extra.extend(found);
+/// The system's authorities (or those in SSL_CERT_FILE) and the extra ones; reads some hundred kilobytes of files.
+fn with_tls(mut builder: reqwest::ClientBuilder, transport: &Transport) -> Result<reqwest::ClientBuilder> {
+    // Fails only if a provider is installed, which then serves.
+    drop(ring::default_provider().install_default());
+    let mut extra = Vec::new();
+    for path in &transport.ca {
+        let what = format!("CA file {}", path.display());
+        let found = reqwest::Certificate::from_pem_bundle(&read(&what, path)?);
+        let found = found.map_err(|e| Error::invalid(&what, chain(&e)))?;
+        if found.is_empty() {
+            return Err(Error::invalid(what, "it holds no PEM certificate"));
         }
-        Ok(builder.tls_certs_merge(extra))
+        extra.extend(found);
     }
+    if let Some(identity) = &transport.identity {
+        builder = builder.identity(load_identity(identity)?);
+    }
+    if transport.skip_verify {
+        builder = builder.tls_danger_accept_invalid_certs(true);
+    }
+    Ok(builder.tls_certs_merge(extra))
+}
+
+fn load_identity(identity: &Identity) -> Result<reqwest::Identity> {
+    let what = format!("client certificate {}", identity.certificate.display());
+    let mut pem = read(&what, &identity.certificate)?;
+    if let Some(key) = &identity.key {
+        pem.push(b'\n');
+        pem.extend(read(&format!("client key {}", key.display()), key)?);
+    }
+    // The cause might quote the key.
+    reqwest::Identity::from_pem(&pem).map_err(|_| Error::invalid(what, "no PEM certificate with its unencrypted key"))
+}
+
+fn read(what: &str, path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(|e| Error::io(format_args!("cannot read {what}"), e))
 }
 
 /// A client that will never speak TLS, and so need not load a single certificate.
@@ -222,7 +282,7 @@ fn without_tls(builder: reqwest::ClientBuilder) -> Result<reqwest::ClientBuilder
     Ok(builder.tls_backend_preconfigured(config))
 }
 
-fn proxy_needs_tls() -> bool {
+fn environment_proxy_needs_tls() -> bool {
     ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"]
         .iter()
         .any(|name| std::env::var(name).is_ok_and(|value| value.starts_with("https:")))
@@ -268,6 +328,9 @@ fn tls_reason(error: &(dyn StdError + 'static)) -> Option<String> {
             Some(rustls::Error::InvalidCertificate(reason)) => {
                 return Some(format!("its certificate is not trusted ({reason}); add its authority as an extra CA"));
             }
+            Some(rustls::Error::AlertReceived(alert)) if is_about_us(*alert) => {
+                return Some(format!("it wants a client certificate, or refuses the one it got ({alert:?})"));
+            }
             Some(rustls::Error::InvalidMessage(_)) => {
                 return Some("it does not speak TLS; ask for plain HTTP if that is meant".to_owned());
             }
@@ -280,6 +343,25 @@ fn tls_reason(error: &(dyn StdError + 'static)) -> Option<String> {
         };
     }
     None
+}
+
+/// Whether a server's alert is about a client certificate.
+fn is_about_us(alert: AlertDescription) -> bool {
+    use AlertDescription::{
+        AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked, CertificateUnknown,
+        UnknownCA, UnsupportedCertificate,
+    };
+    matches!(
+        alert,
+        AccessDenied
+            | BadCertificate
+            | CertificateExpired
+            | CertificateRequired
+            | CertificateRevoked
+            | CertificateUnknown
+            | UnknownCA
+            | UnsupportedCertificate
+    )
 }
 
 /// An error and its causes in one line.

@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use crate::shared::Shared;
+
 /// Settings of a [`crate::Source`] or [`crate::Destination`]. The default reads docker's `config.json`, when needed.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -14,6 +16,12 @@ pub struct Options {
     /// Credentials file, of docker's or containers' form, in place of `REGISTRY_AUTH_FILE`, `DOCKER_CONFIG`,
     /// `~/.docker/config.json` and `XDG_RUNTIME_DIR/containers/auth.json`.
     pub auth_file: Option<PathBuf>,
+    /// A file with a bearer token for the registry that the reference names, read anew whenever a token is needed; it
+    /// comes before what [`Self::auth_file`] holds. It is never sent to a mirror.
+    pub token_file: Option<PathBuf>,
+    /// A directory of containerd's `hosts.toml` files (`/etc/containerd/certs.d`): mirrors, authorities, client
+    /// certificates and headers of each registry.
+    pub hosts_dir: Option<PathBuf>,
     /// Longest wait for a connection. 10 s.
     pub connect_timeout: Duration,
     /// Longest wait without a byte moved on a connection. 60 s.
@@ -25,6 +33,8 @@ pub struct Options {
     /// Where staged blobs lie before an upload, in place of TMPDIR or /var/tmp. Layouts and archives
     /// stage beside their destination, so that a rename suffices.
     pub staging_parent: Option<PathBuf>,
+    /// Connections and logins; clones of these options share them.
+    pub shared: Shared,
 }
 
 impl Default for Options {
@@ -34,11 +44,14 @@ impl Default for Options {
             loopback_tls: false,
             extra_ca: Vec::new(),
             auth_file: None,
+            token_file: None,
+            hosts_dir: None,
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(60),
             attempts: 5,
             upload_chunk: 64 << 20,
             staging_parent: None,
+            shared: Shared::default(),
         }
     }
 }

@@ -20,7 +20,7 @@ const FORMS: &str = "expected docker://HOST[:PORT]/REPO[:TAG][@DIGEST], oci:DIR[
                      docker-archive:FILE[:REF] or HOST/REPO:TAG";
 /// The host that names without one belong to, and the hosts that serve it.
 pub(crate) const DOCKER_HUB: &str = "docker.io";
-const DOCKER_HUB_API: &str = "registry-1.docker.io";
+pub(crate) const DOCKER_HUB_API: &str = "registry-1.docker.io";
 /// Transports of other tools, so that they are refused by name rather than taken for a host.
 const FOREIGN_TRANSPORTS: [&str; 9] = [
     "docker-daemon:",

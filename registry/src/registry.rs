@@ -2,15 +2,19 @@
 
 mod download;
 mod range;
+mod targets;
 mod upload;
 
 pub(crate) use self::{
-    download::foreign,
+    download::{Senders, download, foreign},
     range::{Body as RangeBody, accept, range_header},
     upload::Content,
 };
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use lazo_format::Digest;
 use oci_spec::image::{Descriptor, MediaType};
@@ -19,20 +23,25 @@ use reqwest::{
     header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, LOCATION},
 };
 
+use self::targets::Targets;
 use crate::{
-    auth::{Auth, Scopes},
+    auth::{Auth, Scopes, Site, credentials::Store},
     document::{Document, MAX_DOCUMENT, check_digest, descriptor, digest_of, media_type_within},
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
+    hosts::{Abilities, HostConfig, Server},
     http::{Body, Http, Request, same_origin, shown_url},
     media,
     options::Options,
     reference::DockerRef,
+    shared::{LoginKey, Transport},
 };
 
 /// Redirects followed for one request; registries make one, to their storage.
 const MAX_REDIRECTS: usize = 5;
 /// Logins tried for one request: an expired token, then a fresh one.
 const MAX_LOGINS: usize = 2;
+/// How long a host that failed is asked after the others: about what a restart takes.
+const REST: Duration = Duration::from_secs(30);
 /// Header by which a registry names the digest of what it sends or has stored.
 const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
@@ -46,6 +55,15 @@ struct Inner {
     reference: DockerRef,
     /// `https://HOST/v2/REPOSITORY/`.
     base: Url,
+    /// The registry whose images are asked for, where this host is another one.
+    namespace: Option<String>,
+    /// For requests to this host, and to no other.
+    headers: HeaderMap,
+    may: Abilities,
+    name: String,
+    targets: Targets,
+    /// Until when the host is asked last, after a failure.
+    resting: Mutex<Option<Instant>>,
 }
 
 /// A request to the registry, to be sent as often as needed.
@@ -57,11 +75,14 @@ struct Call<'a> {
     scopes: Scopes,
     what: &'a str,
     patience: Duration,
+    /// The blob asked for, of which the place may be known.
+    blob: Option<Digest>,
 }
 
 impl<'a> Call<'a> {
     fn new(method: Method, url: Url, scopes: Scopes, what: &'a str) -> Self {
-        Self { method, url, headers: HeaderMap::new(), body: Body::Empty, scopes, what, patience: Duration::ZERO }
+        let (headers, body, patience) = (HeaderMap::new(), Body::Empty, Duration::ZERO);
+        Self { method, url, headers, body, scopes, what, patience, blob: None }
     }
 
     fn header(mut self, name: HeaderName, value: &str) -> Result<Self> {
@@ -72,24 +93,76 @@ impl<'a> Call<'a> {
 }
 
 impl Registry {
-    pub(crate) fn new(reference: &DockerRef, http: Arc<Http>) -> Result<Self> {
-        let options: &Options = http.options();
-        let plain = if reference.is_loopback() { !options.loopback_tls } else { options.plain_http };
-        let scheme = if plain { "http" } else { "https" };
-        let base = format!("{scheme}://{}/v2/{}/", reference.api_host(), reference.repository);
-        let base = Url::parse(&base).map_err(|e| Error::invalid(format_args!("registry {}", reference.host), e))?;
-        let auth = Auth::new(http.clone(), &reference.host, &reference.repository, !plain);
-        Ok(Self(Arc::new(Inner { http, auth, reference: reference.clone(), base })))
+    /// The repository of `reference` at one of its hosts.
+    pub(crate) fn new(reference: &DockerRef, host: &HostConfig, options: &Options) -> Result<Self> {
+        let server = host.server.clone().unwrap_or_else(|| usual_server(reference, host, options));
+        let Server { tls, authority, path } = &server;
+        let scheme = if *tls { "https" } else { "http" };
+        let base = format!("{scheme}://{authority}{path}/{}/", reference.repository);
+        let base = Url::parse(&base).map_err(|e| Error::invalid(format_args!("registry {authority}"), e))?;
+        let mirror = authority != reference.api_host();
+        let transport = transport(host, options);
+        let http = Http::with(options, transport.clone());
+        // The login for the registry goes to no mirror.
+        let (login_host, token_file) =
+            if mirror { (authority, None) } else { (&reference.host, options.token_file.clone()) };
+        let store = Store::new(options).with_token_file(token_file);
+        let site = Site {
+            host: login_host.clone(),
+            repository: reference.repository.clone(),
+            tls: *tls,
+            mirror,
+            headers: host.headers.clone(),
+            base: base.clone(),
+        };
+        let key = LoginKey { base: base.to_string(), store: store.clone(), transport };
+        let auth = options.shared.login(key, || Auth::new(store, site));
+        let name = match (mirror, path.as_str()) {
+            (false, _) => format!("docker://{}/{}", reference.host, reference.repository),
+            (true, "/v2") => format!("{scheme}://{authority}"),
+            (true, path) => format!("{scheme}://{authority}{path}"),
+        };
+        Ok(Self(Arc::new(Inner {
+            http,
+            auth,
+            reference: reference.clone(),
+            base,
+            namespace: mirror.then(|| reference.host.clone()),
+            headers: host.headers.clone(),
+            may: host.may,
+            name,
+            targets: Targets::new(),
+            resting: Mutex::new(None),
+        })))
     }
 
     pub(crate) fn reference(&self) -> &DockerRef {
         &self.0.reference
     }
 
-    /// As references name it, without tag and digest.
-    pub(crate) fn name(&self) -> String {
-        let DockerRef { host, repository, .. } = &self.0.reference;
-        format!("docker://{host}/{repository}")
+    /// The registry's as references name it, without tag and digest; a mirror's is its address.
+    pub(crate) fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    pub(crate) fn may(&self) -> Abilities {
+        self.0.may
+    }
+
+    pub(crate) fn http(&self) -> &Arc<Http> {
+        &self.0.http
+    }
+
+    /// Whether the host failed a short while ago.
+    pub(crate) fn is_resting(&self) -> bool {
+        self.0.resting.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Has the host asked last for a while, if `error` says that it does not work well.
+    pub(crate) fn rest_after(&self, error: &Error) {
+        if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Local) {
+            *self.0.resting.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + REST);
+        }
     }
 
     pub(crate) fn blob_name(&self, digest: &Digest) -> String {
@@ -103,7 +176,11 @@ impl Registry {
     }
 
     fn url(&self, path: &str) -> Result<Url> {
-        self.0.base.join(path).map_err(|e| Error::invalid(path, e))
+        let mut url = self.0.base.join(path).map_err(|e| Error::invalid(path, e))?;
+        if let Some(namespace) = &self.0.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
+        }
+        Ok(url)
     }
 
     fn blob_url(&self, digest: &Digest) -> Result<Url> {
@@ -119,38 +196,72 @@ impl Registry {
         Scopes::pull(&self.0.reference.repository)
     }
 
-    /// Sends a call once, logging in and following redirects as needed. Any status but 401 and a redirect is an answer.
+    /// Sends a call once, logging in and following redirects as needed. Any status is an answer but a redirect, and 401 and
+    /// 403 as long as there is another login to try.
     async fn call(&self, call: &Call<'_>) -> Result<Response> {
-        let http = &self.0.http;
-        let mut url = call.url.clone();
-        let (mut logins, mut redirects) = (0, 0);
+        let Some(digest) = call.blob else {
+            return Ok(self.pursue(call, call.url.clone()).await?.0);
+        };
+        if let Some(lease) = self.0.targets.lease(&digest) {
+            let known = lease.url.clone();
+            match self.pursue(call, known).await {
+                Ok((response, _)) if lease.accepts(&response) => return Ok(response),
+                Ok(_) => tracing::debug!(what = call.what, "a redirect has ended; asking the registry again"),
+                Err(error) => tracing::debug!(%error, "a redirect leads nowhere now; asking the registry again"),
+            }
+        }
+        let (response, lifetime) = self.pursue(call, call.url.clone()).await?;
+        if let Some(lifetime) = lifetime.filter(|_| response.status().is_success()) {
+            self.0.targets.keep(&digest, response.url().clone(), lifetime);
+        }
+        Ok(response)
+    }
+
+    /// [`Self::call`] from `url` on; also for how long the redirects hold, if there were any.
+    async fn pursue(&self, call: &Call<'_>, mut url: Url) -> Result<(Response, Option<Duration>)> {
+        let (http, auth) = (&self.0.http, &self.0.auth);
+        let (mut logins, mut redirects, mut reconsidered) = (0, 0, false);
+        let mut lifetime = None;
+        // What to log in with now, when that has just been found out.
+        let mut fresh = None;
         loop {
             let own = same_origin(&url, &self.0.base);
             // Storage behind a redirect has its own signature in the URL; a login is only for the registry itself.
-            let authorization = if own { self.0.auth.header(&call.scopes).await? } else { None };
-            let request = Request {
-                method: call.method.clone(),
-                url: url.clone(),
-                headers: call.headers.clone(),
-                body: call.body.clone(),
-                what: call.what,
-                patience: call.patience,
+            let authorization = match fresh.take() {
+                Some(header) if own => Some(header),
+                _ if own => auth.header(http, &call.scopes).await?,
+                _ => None,
             };
-            let response = http.send(&request, authorization.as_ref()).await?;
+            let response = http.send(&self.request(call, &url, own), authorization.as_ref()).await?;
             let status = response.status();
             if status == StatusCode::UNAUTHORIZED && own && logins < MAX_LOGINS {
                 logins += 1;
-                self.0.auth.challenged(response.headers(), &call.scopes, authorization.as_ref()).await?;
+                fresh = auth.challenged(http, response.headers(), &call.scopes, authorization.as_ref()).await?;
+            } else if let (StatusCode::FORBIDDEN, Some(used), false) = (status, &authorization, reconsidered) {
+                reconsidered = true;
+                fresh = auth.forbidden(http, &call.scopes, used).await;
+                if fresh.is_none() {
+                    return Ok((response, lifetime));
+                }
             } else if is_redirect(status) && matches!(call.method, Method::GET | Method::HEAD) {
                 redirects += 1;
                 if redirects > MAX_REDIRECTS {
                     return Err(Error::invalid(call.what, format_args!("more than {MAX_REDIRECTS} redirects")));
                 }
                 url = location(&response, call.what)?;
+                let holds = targets::lifetime(response.headers(), &url);
+                lifetime = Some(lifetime.map_or(holds, |l: Duration| l.min(holds)));
             } else {
-                return Ok(response);
+                return Ok((response, lifetime));
             }
         }
+    }
+
+    fn request<'a>(&self, call: &Call<'a>, url: &Url, own: bool) -> Request<'a> {
+        let mut headers = if own { self.0.headers.clone() } else { HeaderMap::new() };
+        headers.extend(call.headers.clone());
+        let (method, url, body) = (call.method.clone(), url.clone(), call.body.clone());
+        Request { method, url, headers, body, what: call.what, patience: call.patience }
     }
 
     /// [`Self::call`], with every status but `accepted` an error.
@@ -173,18 +284,12 @@ impl Registry {
         }
     }
 
-    /// The manifest or index by tag or digest.
+    /// The manifest or index by tag or digest, in one attempt.
     pub(crate) async fn manifest(&self, reference: &str, expected: Option<&Descriptor>) -> Result<Document> {
         let what = self.manifest_name(reference);
         let call = Call::new(Method::GET, self.manifest_url(reference)?, self.pull(), &what)
             .header(ACCEPT, media::MANIFEST_ACCEPT)?;
-        let mut backoff = self.0.http.backoff();
-        let (headers, bytes) = loop {
-            match self.read_document(&call).await {
-                Ok(read) => break read,
-                Err(error) => backoff.wait(error).await?,
-            }
-        };
+        let (headers, bytes) = self.read_document(&call).await?;
         if let Some(expected) = expected {
             return Document { descriptor: expected.clone(), bytes }.check(&what);
         }
@@ -205,22 +310,19 @@ impl Registry {
         Ok((response.headers().clone(), bytes))
     }
 
-    /// The digest that a tag stands for, without the manifest where the registry says it in a header.
-    pub(crate) async fn manifest_digest(&self, reference: &str) -> Result<Digest> {
-        if let Ok(digest) = reference.parse() {
-            return Ok(digest);
-        }
-        let what = self.manifest_name(reference);
-        let call = Call::new(Method::HEAD, self.manifest_url(reference)?, self.pull(), &what)
+    /// The digest that a tag stands for, in one attempt; without the manifest where the registry says it in a header.
+    pub(crate) async fn manifest_digest(&self, tag: &str) -> Result<Digest> {
+        let what = self.manifest_name(tag);
+        let call = Call::new(Method::HEAD, self.manifest_url(tag)?, self.pull(), &what)
             .header(ACCEPT, media::MANIFEST_ACCEPT)?;
-        let response = self.persist(&call, &[StatusCode::OK]).await?;
+        let response = self.expect(&call, &[StatusCode::OK]).await?;
         match content_digest(response.headers()) {
             Some(digest) => Ok(digest),
-            None => self.manifest(reference, None).await?.digest(),
+            None => self.manifest(tag, None).await?.digest(),
         }
     }
 
-    /// A small blob, a config for instance, or a manifest.
+    /// A small blob, a config for instance, or a manifest, in one attempt.
     pub(crate) async fn document(&self, expected: &Descriptor) -> Result<Document> {
         let media_type = expected.media_type();
         if media::is_index(media_type) || media::is_manifest(media_type) {
@@ -232,15 +334,31 @@ impl Registry {
             return Err(Error::TooLarge { what, limit: MAX_DOCUMENT });
         }
         let call = Call::new(Method::GET, self.blob_url(&digest)?, self.pull(), &what);
-        let mut backoff = self.0.http.backoff();
-        let bytes = loop {
-            match self.read_document(&call).await {
-                Ok((_, bytes)) => break bytes,
-                Err(error) => backoff.wait(error).await?,
-            }
-        };
+        let (_, bytes) = self.read_document(&call).await?;
         Document { descriptor: expected.clone(), bytes }.check(&what)
     }
+}
+
+/// The registry by its name, where nothing else is said.
+fn usual_server(reference: &DockerRef, host: &HostConfig, options: &Options) -> Server {
+    let plain = if reference.is_loopback() {
+        // Certificates for a local registry say that it speaks TLS.
+        !options.loopback_tls && !host.speaks_tls()
+    } else {
+        options.plain_http
+    };
+    Server { tls: !plain, authority: reference.api_host().to_owned(), path: "/v2".to_owned() }
+}
+
+/// How to connect to a host.
+fn transport(host: &HostConfig, options: &Options) -> Transport {
+    let mut transport = Http::usual_transport(options);
+    transport.ca.extend(host.ca.iter().cloned());
+    transport.identity.clone_from(&host.identity);
+    transport.skip_verify = host.skip_verify.unwrap_or_default();
+    transport.connect_timeout = host.dial_timeout.unwrap_or(options.connect_timeout);
+    transport.proxy.clone_from(&host.proxy);
+    transport
 }
 
 /// Where an answer sends us. From https there is no way back to http.

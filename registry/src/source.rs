@@ -13,23 +13,27 @@ use crate::{
     document::{
         Content, Document, MAX_INDEX_DEPTH, MAX_INDEX_ENTRIES, Manifest, available, choose, digest_of, is_attestation,
     },
-    endpoint::{Endpoint, Kind, check_bounds},
+    endpoint::{Endpoint, Local, check_bounds},
     error::{Error, Result},
-    http::Http,
     layout::{Files, Layout},
     media,
     options::Options,
     platform::Platform,
     reference::ImageRef,
-    registry::{Registry, foreign},
+    registry::foreign,
+    repository::Repository,
     section::blocking,
 };
 
 /// An image to read. Its calls may be made in parallel.
 pub struct Source {
     reference: ImageRef,
-    http: Arc<Http>,
     kind: Kind,
+}
+
+enum Kind {
+    Registry(Repository),
+    Local(Local),
 }
 
 impl Source {
@@ -39,20 +43,19 @@ impl Source {
     /// # Errors
     /// When an archive cannot be read, or the reference is no URL.
     pub async fn open(reference: &ImageRef, options: &Options) -> Result<Self> {
-        let http = Http::new(options);
         let kind = match reference.clone() {
-            ImageRef::Docker(docker) => Kind::Registry(Registry::new(&docker, http.clone())?),
-            ImageRef::OciLayout { path, tag } => Kind::Layout(Layout::new(Files::Directory(path), tag)),
+            ImageRef::Docker(docker) => Kind::Registry(Repository::open(&docker, options).await?),
+            ImageRef::OciLayout { path, tag } => Kind::Local(Local::Layout(Layout::new(Files::Directory(path), tag))),
             ImageRef::OciArchive { path, tag } => {
                 let archive = on_thread(move || Archive::open(&path)).await?;
-                Kind::Layout(Layout::new(Files::Archive(archive), tag))
+                Kind::Local(Local::Layout(Layout::new(Files::Archive(archive), tag)))
             }
             ImageRef::DockerArchive { path, reference } => {
                 let archive = on_thread(move || DockerArchive::open(&path, reference.as_deref())).await?;
-                Kind::DockerArchive(Arc::new(archive))
+                Kind::Local(Local::DockerArchive(Arc::new(archive)))
             }
         };
-        Ok(Self { reference: reference.clone(), http, kind })
+        Ok(Self { reference: reference.clone(), kind })
     }
 
     /// What was opened.
@@ -67,7 +70,7 @@ impl Source {
     /// As [`Self::root`].
     pub async fn root_digest(&self) -> Result<Digest> {
         match &self.kind {
-            Kind::Registry(registry) => registry.manifest_digest(&registry.reference().manifest_reference()).await,
+            Kind::Registry(repository) => repository.root_digest().await,
             _ => self.root().await?.digest(),
         }
     }
@@ -78,9 +81,9 @@ impl Source {
     /// When it does not exist, cannot be had, is over [`crate::MAX_DOCUMENT`], or does not match its digest.
     pub async fn root(&self) -> Result<Document> {
         match &self.kind {
-            Kind::Registry(registry) => registry.manifest(&registry.reference().manifest_reference(), None).await,
-            Kind::Layout(layout) => layout.root().await,
-            Kind::DockerArchive(archive) => Ok(archive.root().clone()),
+            Kind::Registry(repository) => repository.root().await,
+            Kind::Local(Local::Layout(layout)) => layout.root().await,
+            Kind::Local(Local::DockerArchive(archive)) => Ok(archive.root().clone()),
         }
     }
 
@@ -90,9 +93,9 @@ impl Source {
     /// As [`Self::root`], and when the size is not the descriptor's.
     pub async fn document(&self, descriptor: &Descriptor) -> Result<Document> {
         match &self.kind {
-            Kind::Registry(registry) => registry.document(descriptor).await,
-            Kind::Layout(layout) => layout.document(descriptor).await,
-            Kind::DockerArchive(archive) => archive.document(&digest_of(descriptor)?),
+            Kind::Registry(repository) => repository.document(descriptor).await,
+            Kind::Local(Local::Layout(layout)) => layout.document(descriptor).await,
+            Kind::Local(Local::DockerArchive(archive)) => archive.document(&digest_of(descriptor)?),
         }
     }
 
@@ -172,7 +175,10 @@ impl Source {
     /// the one layout or archive.
     #[must_use]
     pub fn endpoints(&self) -> Vec<Endpoint> {
-        vec![Endpoint::new(self.kind.clone())]
+        match &self.kind {
+            Kind::Registry(repository) => repository.endpoints(),
+            Kind::Local(local) => vec![Endpoint::local(local.clone())],
+        }
     }
 
     fn too_deep(&self) -> Error {
@@ -187,24 +193,26 @@ impl Source {
     pub async fn blob(&self, descriptor: &Descriptor) -> Result<BlobStream> {
         let digest = digest_of(descriptor)?;
         let is_foreign = media::layer_kind(descriptor.media_type()).is_some_and(|k| k.foreign);
-        match self.own_blob(descriptor, &digest).await {
-            Err(error) if error.is_not_found() && is_foreign => {
-                let stream = foreign(&self.http, descriptor, &digest).await?;
+        match (&self.kind, self.own_blob(descriptor, &digest).await) {
+            (Kind::Registry(repository), Err(error)) if error.is_not_found() && is_foreign => {
+                let stream = foreign(repository.http(), descriptor, &digest).await?;
                 BlobStream::new(format!("foreign layer {digest}"), descriptor, stream)
             }
-            found => found,
+            (_, found) => found,
         }
     }
 
     async fn own_blob(&self, descriptor: &Descriptor, digest: &Digest) -> Result<BlobStream> {
-        let (what, stream) = match &self.kind {
-            Kind::Registry(registry) => (registry.blob_name(digest), registry.blob(descriptor).await?),
-            Kind::Layout(_) | Kind::DockerArchive(_) => {
-                let (what, section) = self.kind.section(digest, descriptor.size()).await?;
-                (what.clone(), section.blob_stream(what))
+        match &self.kind {
+            Kind::Registry(repository) => {
+                let (stream, senders) = repository.blob(descriptor).await?;
+                Ok(BlobStream::new(repository.blob_name(digest), descriptor, stream)?.from(senders))
             }
-        };
-        BlobStream::new(what, descriptor, stream)
+            Kind::Local(local) => {
+                let (what, section) = local.section(digest, descriptor.size()).await?;
+                BlobStream::new(what.clone(), descriptor, section.blob_stream(what))
+            }
+        }
     }
 
     /// Exactly the bytes `range` of a blob of `blob_size` bytes, held in memory. Their content is NOT verified.
@@ -216,12 +224,14 @@ impl Source {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        if let Kind::Registry(registry) = &self.kind {
-            return registry.blob_range(digest, blob_size, range).await;
+        match &self.kind {
+            Kind::Registry(repository) => repository.blob_range(digest, blob_size, range).await,
+            Kind::Local(local) => {
+                let (what, section) = local.section(digest, blob_size).await?;
+                let part = section.slice(range).ok_or_else(|| Error::invalid(&what, "range outside of it"))?;
+                part.bytes().await.map_err(|e| Error::io(format_args!("cannot read {what}"), e))
+            }
         }
-        let (what, section) = self.kind.section(digest, blob_size).await?;
-        let part = section.slice(range).ok_or_else(|| Error::invalid(&what, "range outside of it"))?;
-        part.bytes().await.map_err(|e| Error::io(format_args!("cannot read {what}"), e))
     }
 }
 

@@ -68,6 +68,6 @@ impl Web {
     /// # Errors
     /// When certificates cannot be loaded.
     pub fn client(&self, url: &Url) -> Result<Client> {
-        self.0.client(url).cloned()
+        self.0.client(url)
     }
 }

@@ -65,8 +65,10 @@ pub(crate) enum Credentials {
 }
 
 /// The files to look into, in order; the first that knows the host wins.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Store {
+    /// A file with nothing but a token, which comes first.
+    token_file: Option<PathBuf>,
     files: Vec<PathBuf>,
     /// A file that was asked for must exist.
     required: bool,
@@ -102,21 +104,35 @@ impl Store {
     pub(crate) fn new(options: &Options) -> Self {
         let env = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         if let Some(file) = options.auth_file.clone().or_else(|| env("REGISTRY_AUTH_FILE")) {
-            return Self { files: vec![file], required: true };
+            return Self { token_file: None, files: vec![file], required: true };
         }
         let docker = env("DOCKER_CONFIG").or_else(|| env("HOME").map(|home| home.join(".docker")));
         let containers = env("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json"));
         let files = docker.map(|dir| dir.join("config.json")).into_iter().chain(containers).collect();
-        Self { files, required: false }
+        Self { token_file: None, files, required: false }
+    }
+
+    /// The same with a file that holds a token.
+    pub(crate) fn with_token_file(self, token_file: Option<PathBuf>) -> Self {
+        Self { token_file, ..self }
     }
 
     /// The credentials for a repository, if any are kept.
     pub(crate) async fn find(&self, host: &str, repository: &str) -> Result<Option<Credentials>> {
+        let failed = |path: &PathBuf, reason: String| Error::Credentials {
+            host: host.to_owned(),
+            reason: format!("{}: {reason}", path.display()),
+        };
+        if let Some(path) = &self.token_file {
+            let bytes = read_bounded(path).await.map_err(|e| failed(path, e.to_string()))?;
+            let token = std::str::from_utf8(&bytes).map(str::trim_ascii).unwrap_or_default();
+            if token.is_empty() {
+                return Err(failed(path, "it holds no token".to_owned()));
+            }
+            return Ok(Some(Credentials::Access(Secret::new(token.to_owned()))));
+        }
         for path in &self.files {
-            let fail = |reason: String| Error::Credentials {
-                host: host.to_owned(),
-                reason: format!("{}: {reason}", path.display()),
-            };
+            let fail = |reason: String| failed(path, reason);
             let file = match read_bounded(path).await {
                 Ok(bytes) => parse(&bytes).map_err(fail)?,
                 Err(e) if e.kind() == std::io::ErrorKind::NotFound && !self.required => continue,
@@ -284,7 +300,7 @@ mod tests {
     async fn find(json: &str, host: &str, repository: &str) -> Result<Option<Credentials>> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), json).unwrap();
-        Store { files: vec![file.path().to_owned()], required: true }.find(host, repository).await
+        Store { token_file: None, files: vec![file.path().to_owned()], required: true }.find(host, repository).await
     }
 
     const AUTHS: &str = r#"{"auths":{
@@ -331,7 +347,7 @@ mod tests {
         let shown = format!("{:?}", password("user", "secret-text"));
         assert!(!shown.contains("secret-text"), "{shown}");
         assert_eq!(find("", "h", "a").await.unwrap(), None);
-        let missing = |required| Store { files: vec!["/nonexistent/config.json".into()], required };
+        let missing = |required| Store { token_file: None, files: vec!["/nonexistent/config.json".into()], required };
         assert_eq!(missing(false).find("h", "a").await.unwrap(), None);
         assert!(missing(true).find("h", "a").await.is_err());
     }

@@ -1,6 +1,6 @@
-//! Whole blobs from a registry, going on where a broken connection ended.
+//! Whole blobs from a registry and its mirrors, going on where a broken connection ended.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, Bytes};
 use futures_util::{
@@ -16,49 +16,77 @@ use crate::{
     document::digest_of,
     error::{Error, Result},
     http::{Backoff, Http, Request},
+    repository::Repository,
 };
 
 /// Bytes that a connection must bring before its breaking counts as a first failure again: a download over a bad line
 /// goes on, one that gets nowhere ends.
 const PROGRESS: u64 = 1 << 20;
 
-impl Registry {
-    /// A blob's bytes, unverified; fails here if the registry does not have it.
-    pub(crate) async fn blob(&self, descriptor: &Descriptor) -> Result<BoxStream<'static, Result<Bytes>>> {
-        let digest = digest_of(descriptor)?;
-        let (what, url) = (self.blob_name(&digest), self.blob_url(&digest)?);
-        let size = descriptor.size();
-        let backoff = self.0.http.backoff();
-        let mut download =
-            Download { registry: self.clone(), what, url, size, offset: 0, since: 0, open: None, backoff };
-        download.connect().await?;
-        Ok(stream::try_unfold(download, Download::next).boxed())
+/// A blob's bytes, unverified; fails here if no host has it.
+pub(crate) async fn download(
+    repository: Repository,
+    descriptor: &Descriptor,
+) -> Result<(BoxStream<'static, Result<Bytes>>, Senders)> {
+    let digest = digest_of(descriptor)?;
+    let size = descriptor.size();
+    let (backoff, senders) = (repository.backoff(), Senders::default());
+    let mut download =
+        Download { repository, digest, size, offset: 0, since: 0, open: None, backoff, senders: senders.clone() };
+    download.connect().await?;
+    Ok((stream::try_unfold(download, Download::next).boxed(), senders))
+}
+
+/// Whose bytes a blob was made of, so that they can be asked last when it turns out to be wrong.
+#[derive(Clone, Default)]
+pub(crate) struct Senders(Arc<Mutex<Vec<Registry>>>);
+
+impl Senders {
+    fn add(&self, host: &Registry) {
+        let mut hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !hosts.iter().any(|h| h.name() == host.name()) {
+            hosts.push(host.clone());
+        }
+    }
+
+    /// Has all of them asked last for a while.
+    pub(crate) fn rest_after(&self, error: &Error) {
+        for host in &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            host.rest_after(error);
+        }
     }
 }
 
 /// A blob on its way.
 struct Download {
-    registry: Registry,
-    what: String,
-    url: Url,
+    repository: Repository,
+    digest: Digest,
     size: u64,
     /// Bytes handed out.
     offset: u64,
     /// Where the present connection began.
     since: u64,
-    /// The body, and how many of its bytes were handed out before.
-    open: Option<(Response, u64)>,
+    open: Option<Open>,
     backoff: Backoff,
+    senders: Senders,
+}
+
+struct Open {
+    host: Registry,
+    response: Response,
+    /// How many of its bytes were handed out before.
+    skip: u64,
 }
 
 impl Download {
     async fn next(mut self) -> Result<Option<(Bytes, Self)>> {
+        let what = self.repository.blob_name(&self.digest);
         loop {
             if self.open.is_none() {
                 self.connect().await?;
             }
-            let Some((response, skip)) = &mut self.open else { return Ok(None) };
-            match self.registry.0.http.chunk(response, &self.what).await {
+            let Some(Open { host, response, skip }) = &mut self.open else { return Ok(None) };
+            match host.0.http.chunk(response, &what).await {
                 Ok(None) => return Ok(None),
                 Ok(Some(mut chunk)) => {
                     let skipped = usize::try_from(*skip).unwrap_or(usize::MAX).min(chunk.len());
@@ -70,6 +98,7 @@ impl Download {
                     }
                 }
                 Err(error) => {
+                    host.rest_after(&error);
                     if self.offset - self.since >= PROGRESS {
                         self.backoff.reset();
                     }
@@ -87,9 +116,10 @@ impl Download {
             return Ok(());
         }
         loop {
-            match self.registry.open_range(&self.what, &self.url, self.size, self.offset..self.size).await {
-                Ok(open) => {
-                    self.open = Some(open);
+            match self.repository.open_blob(&self.digest, self.size, self.offset..self.size).await {
+                Ok((host, response, skip)) => {
+                    self.senders.add(&host);
+                    self.open = Some(Open { host, response, skip });
                     return Ok(());
                 }
                 Err(error) => self.backoff.wait(error).await?,

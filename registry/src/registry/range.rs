@@ -6,7 +6,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
 use lazo_format::Digest;
 use reqwest::{
-    Method, Response, StatusCode, Url,
+    Method, Response, StatusCode,
     header::{CONTENT_RANGE, RANGE},
 };
 
@@ -18,52 +18,26 @@ use crate::{
 };
 
 impl Registry {
-    /// Exactly `range` of a blob, unverified, in as many attempts as the options allow.
-    pub(crate) async fn blob_range(&self, digest: &Digest, size: u64, range: Range<u64>) -> Result<Bytes> {
-        let wanted = usize::try_from(range.end - range.start).map_err(|e| Error::invalid(self.blob_name(digest), e))?;
-        let mut backoff = self.0.http.backoff();
-        loop {
-            match self.read_range(digest, size, range.clone(), wanted).await {
-                Ok(bytes) => return Ok(bytes),
-                Err(error) => backoff.wait(error).await?,
-            }
-        }
-    }
-
-    async fn read_range(&self, digest: &Digest, size: u64, range: Range<u64>, wanted: usize) -> Result<Bytes> {
-        let mut body = self.open_body(digest, size, range).await?;
-        let mut out = BytesMut::with_capacity(wanted);
-        while let Some(piece) = body.next().await? {
-            out.extend_from_slice(&piece);
-        }
-        Ok(out.freeze())
-    }
-
     /// Exactly `range` of a blob as it comes, unverified, in one attempt.
-    pub(crate) async fn stream_range(&self, digest: &Digest, size: u64, range: Range<u64>) -> Result<RangeStream> {
-        Ok(self.open_body(digest, size, range).await?.stream())
-    }
-
-    async fn open_body(&self, digest: &Digest, size: u64, range: Range<u64>) -> Result<Body> {
-        let (what, url) = (self.blob_name(digest), self.blob_url(digest)?);
-        let opened = self.open_range(&what, &url, size, range.clone()).await?;
-        Ok(Body::new(self.0.http.clone(), opened, what, range))
+    pub(crate) async fn open_range(&self, digest: &Digest, size: u64, range: Range<u64>) -> Result<Body> {
+        let opened = self.open_response(digest, size, range.clone()).await?;
+        Ok(Body::new(self.0.http.clone(), opened, self.blob_name(digest), range))
     }
 
     /// A response whose body holds `range`, after the bytes to be skipped.
-    pub(super) async fn open_range(
-        &self,
-        what: &str,
-        url: &Url,
-        size: u64,
-        range: Range<u64>,
-    ) -> Result<(Response, u64)> {
-        let mut call = Call::new(Method::GET, url.clone(), self.pull(), what);
+    pub(crate) async fn open_response(&self, digest: &Digest, size: u64, range: Range<u64>) -> Result<(Response, u64)> {
+        let what = self.blob_name(digest);
+        let mut call = Call::new(Method::GET, self.blob_url(digest)?, self.pull(), &what);
         if let Some(value) = range_header(size, &range) {
             call = call.header(RANGE, &value)?;
         }
+        call.blob = Some(*digest);
         let response = self.call(&call).await?;
-        accept(&self.0.http, response, what, size, range).await
+        let accepted = accept(&self.0.http, response, &what, size, range).await;
+        if accepted.is_err() {
+            self.0.targets.forget(digest);
+        }
+        accepted
     }
 }
 
@@ -129,6 +103,16 @@ impl Body {
 
     pub(crate) fn stream(self) -> RangeStream {
         stream::try_unfold(self, async |mut body| Ok(body.next().await?.map(|piece| (piece, body)))).boxed()
+    }
+
+    /// All of it, in memory.
+    pub(crate) async fn bytes(mut self) -> Result<Bytes> {
+        let wanted = usize::try_from(self.left).map_err(|e| Error::invalid(&self.what, e))?;
+        let mut out = BytesMut::with_capacity(wanted);
+        while let Some(piece) = self.next().await? {
+            out.extend_from_slice(&piece);
+        }
+        Ok(out.freeze())
     }
 
     /// The next piece; after the last byte of the range, `None`.

@@ -1,0 +1,212 @@
+//! One repository at all hosts that it may be read from: mirrors in their order, then the registry itself.
+//!
+//! A host that fails, lacks what is asked for or gives wrong bytes is passed over, and asked last for a while. The last host
+//! in the file's order has the last word: only its failure decides whether trying again may help.
+
+use std::{ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use futures_util::{FutureExt, future::BoxFuture, stream::BoxStream};
+use lazo_format::Digest;
+use oci_spec::image::Descriptor;
+
+use crate::{
+    document::Document,
+    endpoint::Endpoint,
+    error::{Error, Result},
+    hosts::{self, HostConfig},
+    http::{Backoff, Http},
+    options::Options,
+    reference::DockerRef,
+    registry::{Registry, Senders, download},
+    source::on_thread,
+};
+
+/// A repository to read from. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Repository(Arc<Inner>);
+
+struct Inner {
+    reference: DockerRef,
+    /// Never empty.
+    hosts: Vec<Registry>,
+    attempts: u32,
+}
+
+/// What is asked of a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ability {
+    /// Something by its digest.
+    Pull,
+    /// What a tag stands for.
+    Resolve,
+}
+
+impl Repository {
+    /// Reads the directory of hosts, if there is one; asks nobody.
+    pub(crate) async fn open(reference: &DockerRef, options: &Options) -> Result<Self> {
+        let hosts = load_hosts(reference, options).await?;
+        let hosts: Result<Vec<Registry>> = hosts.iter().map(|h| Registry::new(reference, h, options)).collect();
+        Ok(Self(Arc::new(Inner { reference: reference.clone(), hosts: hosts?, attempts: options.attempts })))
+    }
+
+    pub(crate) fn endpoints(&self) -> Vec<Endpoint> {
+        self.0.hosts.iter().filter(|h| h.may().pull).cloned().map(Endpoint::registry).collect()
+    }
+
+    /// How the last host, the registry itself most often, is talked to.
+    pub(crate) fn http(&self) -> &Arc<Http> {
+        self.0.hosts.last().expect("never empty").http()
+    }
+
+    pub(crate) fn blob_name(&self, digest: &Digest) -> String {
+        format!("blob {digest} of {}/{}", self.0.reference.host, self.0.reference.repository)
+    }
+
+    pub(crate) fn backoff(&self) -> Backoff {
+        Backoff::new(self.0.attempts)
+    }
+
+    /// The manifest or index that the reference names.
+    pub(crate) async fn root(&self) -> Result<Document> {
+        let reference = self.0.reference.manifest_reference();
+        if self.0.reference.digest.is_some() {
+            return self.persist(Ability::Pull, |host| host.manifest(&reference, None).boxed()).await;
+        }
+        let reference = &reference;
+        self.persist(Ability::Resolve, |host| {
+            async move {
+                if host.may().pull {
+                    return host.manifest(reference, None).await;
+                }
+                let digest = host.manifest_digest(reference).await?.to_string();
+                self.round(Ability::Pull, |host| host.manifest(&digest, None).boxed()).await
+            }
+            .boxed()
+        })
+        .await
+    }
+
+    /// The digest that the reference stands for.
+    pub(crate) async fn root_digest(&self) -> Result<Digest> {
+        match self.0.reference.digest {
+            Some(digest) => Ok(digest),
+            None => {
+                let tag = self.0.reference.manifest_reference();
+                self.persist(Ability::Resolve, |host| host.manifest_digest(&tag).boxed()).await
+            }
+        }
+    }
+
+    /// A manifest, index or config.
+    pub(crate) async fn document(&self, expected: &Descriptor) -> Result<Document> {
+        self.persist(Ability::Pull, |host| host.document(expected).boxed()).await
+    }
+
+    /// Exactly `range` of a blob, unverified.
+    pub(crate) async fn blob_range(&self, digest: &Digest, size: u64, range: Range<u64>) -> Result<Bytes> {
+        let read = |host: &Registry| {
+            let (host, digest, range) = (host.clone(), *digest, range.clone());
+            async move { host.open_range(&digest, size, range).await?.bytes().await }.boxed()
+        };
+        self.persist(Ability::Pull, read).await
+    }
+
+    /// The open answer to a request for `range` of a blob, and whose it is; one attempt at each host.
+    pub(crate) async fn open_blob(
+        &self,
+        digest: &Digest,
+        size: u64,
+        range: Range<u64>,
+    ) -> Result<(Registry, reqwest::Response, u64)> {
+        let open = |host: &Registry| {
+            let (host, digest, range) = (host.clone(), *digest, range.clone());
+            async move {
+                let (response, skip) = host.open_response(&digest, size, range).await?;
+                Ok((host, response, skip))
+            }
+            .boxed()
+        };
+        self.round(Ability::Pull, open).await
+    }
+
+    /// A blob's bytes, unverified; fails here if no host has it.
+    pub(crate) async fn blob(&self, descriptor: &Descriptor) -> Result<(BoxStream<'static, Result<Bytes>>, Senders)> {
+        download(self.clone(), descriptor).await
+    }
+
+    /// [`Self::round`], again after transient errors.
+    async fn persist<'a, T>(
+        &'a self,
+        ability: Ability,
+        ask: impl Fn(&'a Registry) -> BoxFuture<'a, Result<T>>,
+    ) -> Result<T> {
+        let mut backoff = self.backoff();
+        loop {
+            match self.round(ability, &ask).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => backoff.wait(error).await?,
+            }
+        }
+    }
+
+    /// Asks each host once, until one answers well.
+    async fn round<'a, T>(
+        &'a self,
+        ability: Ability,
+        ask: impl Fn(&'a Registry) -> BoxFuture<'a, Result<T>>,
+    ) -> Result<T> {
+        let able = |host: &&Registry| match ability {
+            Ability::Pull => host.may().pull,
+            Ability::Resolve => host.may().resolve,
+        };
+        let mut hosts: Vec<(usize, &Registry)> = self.0.hosts.iter().filter(able).enumerate().collect();
+        hosts.sort_by_key(|(_, host)| host.is_resting());
+        let last = hosts.len();
+        let mut verdict = None;
+        for (number, host) in hosts {
+            match ask(host).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) if last == 1 => return Err(error),
+                Err(error) => {
+                    tracing::warn!(host = host.name(), error = crate::http::chain(&error), "asking the next host");
+                    host.rest_after(&error);
+                    if number + 1 == last {
+                        verdict = Some(error);
+                    }
+                }
+            }
+        }
+        Err(verdict.unwrap_or_else(|| self.nobody(ability)))
+    }
+
+    fn nobody(&self, ability: Ability) -> Error {
+        let ability = match ability {
+            Ability::Pull => "pull",
+            Ability::Resolve => "resolve",
+        };
+        Error::invalid(
+            format_args!("registry {}", self.0.reference.host),
+            format_args!("no host in its hosts.toml has the capability {ability:?}"),
+        )
+    }
+}
+
+/// The host to push to: the first that may be pushed to.
+pub(crate) async fn open_for_push(reference: &DockerRef, options: &Options) -> Result<Registry> {
+    let hosts = load_hosts(reference, options).await?;
+    let host = hosts.iter().find(|h| h.may.push).ok_or_else(|| {
+        let what = format!("registry {}", reference.host);
+        Error::invalid(what, "no host in its hosts.toml has the capability \"push\"")
+    })?;
+    Registry::new(reference, host, options)
+}
+
+async fn load_hosts(reference: &DockerRef, options: &Options) -> Result<Vec<HostConfig>> {
+    let Some(directory) = options.hosts_dir.clone() else {
+        return Ok(vec![HostConfig::default()]);
+    };
+    let registry = reference.host.clone();
+    let found = on_thread(move || hosts::load(&directory, &registry)).await?;
+    Ok(found.unwrap_or_else(|| vec![HostConfig::default()]))
+}
