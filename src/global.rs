@@ -10,6 +10,13 @@ use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
 use crate::logfile;
 
+/// Read unless told otherwise, and if it is there: containerd 2 does so too, and who has set up mirrors or authorities for a
+/// node's images wants them for all of its images.
+const HOSTS_DIR: &str = "/etc/containerd/certs.d";
+
+/// In place of a directory: none.
+const NO_HOSTS_DIR: &str = "none";
+
 /// Options that every subcommand takes.
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Global options")]
@@ -23,6 +30,10 @@ pub(crate) struct Global {
     /// Registry credentials, in the format of docker's config.json [default: ~/.docker/config.json]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) authfile: Option<PathBuf>,
+    /// Mirrors, certificates and headers of registries, in containerd's hosts.toml directories; none to read no such
+    /// directory [default: /etc/containerd/certs.d if there is one]
+    #[arg(long, global = true, value_name = "DIR", env = "LAZO_HOSTS_DIR", value_parser = hosts_dir)]
+    pub(crate) hosts_dir: Option<PathBuf>,
     /// Where fetched images and chunks are kept
     #[arg(long, global = true, value_name = "DIR", env = "LAZO_STATE_DIR", default_value = "/var/lib/lazo")]
     pub(crate) state_dir: PathBuf,
@@ -58,6 +69,9 @@ impl Global {
         for path in paths.into_iter().chain(&mut global.ca).chain(&mut global.authfile) {
             *path = std::path::absolute(&path)?;
         }
+        if let Some(dir) = global.hosts_dir.as_mut().filter(|dir| *dir != Path::new(NO_HOSTS_DIR)) {
+            *dir = std::path::absolute(&dir)?;
+        }
         Ok(global)
     }
 
@@ -67,7 +81,18 @@ impl Global {
             plain_http: self.plain_http,
             extra_ca: self.ca.clone(),
             auth_file: self.authfile.clone(),
+            hosts_dir: match &self.hosts_dir {
+                None => Some(HOSTS_DIR.into()),
+                Some(dir) if dir == Path::new(NO_HOSTS_DIR) => None,
+                Some(dir) => Some(dir.clone()),
+            },
             ..lazo_registry::Options::default()
         }
     }
+}
+
+/// A directory that was asked for must be there: otherwise images would silently come from somewhere else.
+fn hosts_dir(text: &str) -> Result<PathBuf, &'static str> {
+    let path = PathBuf::from(text);
+    if text == NO_HOSTS_DIR || path.is_dir() { Ok(path) } else { Err("there is no such directory") }
 }

@@ -49,6 +49,7 @@ impl Scratch {
             .args(args)
             .env("LAZO_STATE_DIR", self.join("state"))
             .env("LAZO_RUN_DIR", self.join("run"))
+            .env("LAZO_HOSTS_DIR", "none")
             .env("HOME", self.path())
             .env_remove("DOCKER_CONFIG")
             .env_remove("REGISTRY_AUTH_FILE")
