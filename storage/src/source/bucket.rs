@@ -21,7 +21,8 @@ use reqwest::{Method, Url};
 
 use super::{BlobSource, ByteStream, ErrorKind, SourceError, blob_path};
 
-/// How long a signature is good for. It is used at once; the rest is for clocks that differ, of which AWS takes 15 minutes.
+/// How long a signature is good for. It is used at once; the rest is for clocks that differ, by 15 minutes at most as far
+/// as AWS takes it.
 const SIGNED_FOR: Duration = Duration::from_secs(15 * 60);
 /// Longest wait for credentials from the instance, the container or a token service, all of which are near.
 const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -156,7 +157,8 @@ fn is_set(builder: &AmazonS3Builder, key: AmazonS3ConfigKey) -> bool {
 fn failed(name: &str, kind: ErrorKind, source: impl Into<Box<dyn StdError + Send + Sync>>) -> SourceError {
     let hint = match kind {
         ErrorKind::Denied => {
-            "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true if everyone may read it"
+            "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true if everyone may \
+             read it"
         }
         _ => "its settings cannot be used; look at the AWS_ variables",
     };
