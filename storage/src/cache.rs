@@ -31,7 +31,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use prometheus_client::metrics::gauge::Gauge;
@@ -43,12 +43,15 @@ pub use limit::{LIMIT_SLACK, Limit, LimitError, MIN_LIMIT, parse_size};
 use crate::error::{Error, Result};
 use crate::metrics::{Evicted, Metrics};
 use crate::overflow::Overflow;
-use evict::{Desk, Marks};
-use ledger::Ledger;
+use evict::{Desk, Marks, Need};
+use ledger::{Ledger, NoRoom};
 use pause::Pause;
 
 /// Version of the state directory's layout.
 const VERSION: &str = "1";
+
+/// How often a store asks for room that other processes have taken when it comes.
+const TAKE_ATTEMPTS: u32 = 3;
 
 /// Stands for no limit.
 const UNLIMITED: u64 = u64::MAX;
@@ -72,6 +75,9 @@ pub struct Cache {
     desk: Arc<Desk>,
     /// The files have been counted at least once.
     counted: AtomicBool,
+    /// Stores that wait for room, and whose turn it is.
+    waiting: AtomicU32,
+    turn: Mutex<()>,
     pause: Pause,
     overflow: Overflow,
     metrics: Arc<Metrics>,
@@ -100,6 +106,8 @@ impl Cache {
             ledger: Ledger::open(state_dir),
             desk: Arc::default(),
             counted: AtomicBool::new(false),
+            waiting: AtomicU32::new(0),
+            turn: Mutex::default(),
             pause: Pause::default(),
             overflow: Overflow::default(),
             metrics,
@@ -147,22 +155,17 @@ impl Cache {
     /// Takes room for a chunk, waiting for eviction where there is none. False if none can be had.
     fn take_room(&self, dir: &Path, bytes: u64) -> bool {
         let limit = self.limit();
-        if limit.is_some() && !self.counted.load(Ordering::Acquire) {
-            self.desk.ask_and_wait(0);
-        }
-        let mut taken = self.ledger.take(bytes, limit);
-        if taken.is_err() {
-            self.desk.ask_and_wait(0);
-            taken = self.ledger.take(bytes, limit);
-        }
-        match taken {
+        // Not past those who wait: what is freed would be taken before they wake.
+        let at_once = self.waiting.load(Ordering::Acquire) == 0 && (limit.is_none() || self.is_counted());
+        let taken = if at_once { self.ledger.take(bytes, limit) } else { Err(NoRoom) };
+        match taken.or_else(|NoRoom| self.wait_for_room(bytes, limit)) {
             Ok(used) => {
                 if limit.is_some_and(|limit| used > Marks::of(limit).high) {
                     self.desk.ask();
                 }
                 true
             }
-            Err(ledger::NoRoom) => {
+            Err(NoRoom) => {
                 self.ledger.want();
                 self.no_room(dir, &io::Error::other("it is at its limit, and all that it holds is in use"));
                 false
@@ -170,13 +173,39 @@ impl Cache {
         }
     }
 
+    fn wait_for_room(&self, bytes: u64, limit: Option<u64>) -> std::result::Result<u64, NoRoom> {
+        self.waiting.fetch_add(1, Ordering::AcqRel);
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_counted() {
+            self.desk.ask_and_wait(Need::default());
+        }
+        let mut taken = self.ledger.take(bytes, limit);
+        for _ in 0..TAKE_ATTEMPTS {
+            if taken.is_ok() {
+                break;
+            }
+            let there_is = self.desk.ask_and_wait(Need { below_limit: bytes, on_disk: 0 });
+            taken = self.ledger.take(bytes, limit);
+            if !there_is {
+                break;
+            }
+        }
+        self.waiting.fetch_sub(1, Ordering::AcqRel);
+        drop(turn);
+        taken
+    }
+
+    fn is_counted(&self) -> bool {
+        self.counted.load(Ordering::Acquire)
+    }
+
     /// The disk is full: evicts. False if nothing could go.
     fn make_room_on_disk(&self, bytes: u64) -> bool {
-        let freed = self.desk.ask_and_wait(bytes);
-        if freed == 0 {
+        let there_is = self.desk.ask_and_wait(Need { below_limit: 0, on_disk: bytes });
+        if !there_is {
             self.ledger.want();
         }
-        freed > 0
+        there_is
     }
 
     /// There is no room for what a blob was to keep.

@@ -391,36 +391,29 @@ impl BlobCache {
         }
     }
 
-    /// Evicts from chunk `from` on until `want` bytes are freed, or to the end: chunks that have not been used since an eviction last
-    /// came by. Nothing if another process uses the blob.
-    pub(super) fn evict(&self, from: u32, want: u64) -> Progress {
-        let mut progress = Progress { freed: self.sweep(), next: Some(from) };
-        while let Some(next) = progress.next
-            && progress.freed < want
-        {
-            let Some((victims, next)) = self.victims(next, want - progress.freed) else {
-                progress.next = None;
-                break;
-            };
-            progress.next = (next < self.shape.chunks).then_some(next);
+    /// Evicts some of `chunks` until `want` bytes are freed: those that have not been used since an eviction last came by. Nothing if
+    /// another process uses the blob.
+    pub(super) fn evict(&self, chunks: Range<u32>, want: u64) -> Progress {
+        let end = chunks.end.min(self.shape.chunks);
+        let (mut freed, mut next) = (self.sweep(), chunks.start);
+        while next < end && freed < want {
+            let (victims, behind) = self.victims(next..end, want - freed);
             if !victims.is_empty() {
-                let Some(freed) = self.punch(&victims) else {
-                    progress.next = None;
-                    break;
-                };
-                progress.freed += freed;
+                let Some(bytes) = self.punch(&victims) else { return Progress { freed, next: None } };
+                freed += bytes;
             }
+            next = behind;
         }
-        progress
+        Progress { freed, next: (next < self.shape.chunks).then_some(next) }
     }
 
     /// The next cold chunks, as many as one batch may take, and where to go on.
-    fn victims(&self, from: u32, want: u64) -> Option<(Vec<u32>, u32)> {
+    fn victims(&self, chunks: Range<u32>, want: u64) -> (Vec<u32>, u32) {
         let (mut victims, mut bytes) = (Vec::new(), 0);
         if self.solid.load(Ordering::Relaxed) {
-            return None;
+            return (victims, chunks.end);
         }
-        for chunk in from..self.shape.chunks {
+        for chunk in chunks.clone() {
             if !self.ready.get(chunk) || self.used.take(chunk) {
                 continue;
             }
@@ -428,10 +421,10 @@ impl BlobCache {
             let range = self.range(chunk);
             bytes += range.end - range.start;
             if bytes >= want.min(BATCH) {
-                return Some((victims, chunk + 1));
+                return (victims, chunk + 1);
             }
         }
-        Some((victims, self.shape.chunks))
+        (victims, chunks.end)
     }
 
     /// Punches chunks, given in order, out of the file. `None` if that cannot be done, as another process uses them.

@@ -5,6 +5,7 @@
 //! them: a chunk that was read or stored since the hand last came by is spared once. One process evicts at a time.
 
 use std::collections::BTreeMap;
+use std::ops::Bound::{Excluded, Unbounded};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -30,9 +31,10 @@ const MOST_MARGIN: u64 = 1 << 30;
 const FULL_PART: u64 = 16;
 
 /// How often the hand may go round in one: once to find what was not used since, and once more for what was not used meanwhile.
-/// When the disk is full, once must do, as what is left of the cache may be less than what is just being read.
+/// When the disk is full, or another process wants room, only what is cold goes: what this process has of the cache may be less
+/// than what is just being read.
 const SWEEPS: u32 = 2;
-const FULL_SWEEPS: u32 = 1;
+const COLD_SWEEPS: u32 = 1;
 
 /// Where a round begins and where it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,16 +50,24 @@ impl Marks {
     }
 }
 
+/// What a round is for, beside the limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Need {
+    /// Bytes to be written that did not fit below the limit.
+    pub(super) below_limit: u64,
+    /// Bytes to be written that did not fit on the disk, or wanted by another process.
+    pub(super) on_disk: u64,
+}
+
 /// What is asked of the thread.
 #[derive(Debug, Default)]
 struct Orders {
     /// Rounds asked for, and the last of them that has been done.
     asked: u64,
     done: u64,
-    /// Bytes that did not fit on a full disk.
-    full: u64,
-    /// What the last round freed.
-    freed: u64,
+    need: Need,
+    /// Whether there was room after the last round, or some of it.
+    helped: bool,
     stop: bool,
 }
 
@@ -83,20 +93,21 @@ impl Desk {
         }
     }
 
-    /// Asks for a round that makes room of `full` bytes on a full disk, or to the limit; waits for it and says what it freed.
-    pub(super) fn ask_and_wait(&self, full: u64) -> u64 {
+    /// Asks for a round that makes room, waits for it, and says whether it has made or found some.
+    pub(super) fn ask_and_wait(&self, need: Need) -> bool {
         let mut orders = self.lock();
-        orders.full = orders.full.max(full);
+        orders.need.below_limit = orders.need.below_limit.max(need.below_limit);
+        orders.need.on_disk = orders.need.on_disk.max(need.on_disk);
         // Not one that is under way: it may have counted before what is asked for now.
         orders.asked = orders.done.max(orders.asked) + 1;
         let ticket = orders.asked;
         self.changed.notify_all();
         let start = Instant::now();
         while orders.done < ticket && !orders.stop {
-            let Some(left) = STORE_PATIENCE.checked_sub(start.elapsed()) else { return 0 };
+            let Some(left) = STORE_PATIENCE.checked_sub(start.elapsed()) else { return false };
             orders = self.changed.wait_timeout(orders, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        orders.freed
+        orders.helped
     }
 
     pub(super) fn stop(&self) {
@@ -115,25 +126,25 @@ impl Desk {
         if orders.stop {
             return None;
         }
-        Some(Work::Round { ticket: orders.asked, full: std::mem::take(&mut orders.full) })
+        Some(Work::Round { ticket: orders.asked, need: std::mem::take(&mut orders.need) })
     }
 
-    fn done(&self, ticket: u64, freed: u64) {
+    fn done(&self, ticket: u64, helped: bool) {
         let mut orders = self.lock();
         orders.done = ticket;
-        orders.freed = freed;
+        orders.helped = helped;
         self.changed.notify_all();
     }
 }
 
 enum Work {
     Tick,
-    Round { ticket: u64, full: u64 },
+    Round { ticket: u64, need: Need },
 }
 
 /// What the thread remembers from one round to the next.
 #[derive(Debug, Default)]
-struct Hand {
+pub(super) struct Hand {
     /// Where the clock's hand is: a blob's name, or something between two of them, and a chunk.
     blob: String,
     chunk: u32,
@@ -156,15 +167,15 @@ fn run(cache: &Weak<Cache>, desk: &Desk) {
         let Some(cache) = cache.upgrade() else { return };
         match work {
             Work::Tick => tick(&cache, &mut hand),
-            Work::Round { ticket, full } => {
-                let freed = round(&cache, &mut hand, full);
-                desk.done(ticket, freed);
+            Work::Round { ticket, need } => {
+                let helped = round(&cache, &mut hand, need);
+                desk.done(ticket, helped);
             }
         }
     }
 }
 
-fn tick(cache: &Arc<Cache>, hand: &mut Hand) {
+pub(super) fn tick(cache: &Arc<Cache>, hand: &mut Hand) {
     let open = cache.open_blobs();
     open.values().for_each(|blob| blob.look_after());
     cache.tidy();
@@ -172,49 +183,53 @@ fn tick(cache: &Arc<Cache>, hand: &mut Hand) {
     cache.show_used(numbers.used);
     if numbers.wanted != hand.wanted {
         hand.wanted = numbers.wanted;
-        round(cache, hand, 0);
+        round(cache, hand, Need { on_disk: 1, ..Need::default() });
     }
 }
 
-/// Counts, and evicts what is too much. Says what was freed.
-fn round(cache: &Arc<Cache>, hand: &mut Hand, full: u64) -> u64 {
+/// Counts, and evicts what is too much. Says whether there is any room now.
+fn round(cache: &Arc<Cache>, hand: &mut Hand, need: Need) -> bool {
     let turn = cache.ledger.begin_eviction(TURN_PATIENCE);
     dirs::remove_leftovers(&cache.blobs_dir);
     let found = match dirs::scan(&cache.blobs_dir) {
         Ok(found) => found,
         Err(error) => {
-            tracing::warn!(dir = %cache.blobs_dir.display(), %error, "cannot count the cache");
-            return 0;
+            tracing::debug!(dir = %cache.blobs_dir.display(), %error, "cannot count the cache");
+            Vec::new()
         }
     };
-    let used = found.iter().map(|dir| dir.disk).sum();
-    cache.ledger.counted(used);
+    let used = cache.ledger.counted(found.iter().map(|dir| dir.disk).sum());
     cache.renew_limit();
-    let target = target(cache.limit(), used, full);
-    let mut excess = used.saturating_sub(target);
+    let target = target(cache.limit(), used, need);
+    let excess = used.saturating_sub(target);
     let mut freed = 0;
     if excess > 0 {
-        freed += evict_unused(cache, found, excess);
-        excess = excess.saturating_sub(freed);
-        let sweeps = if full > 0 { FULL_SWEEPS } else { SWEEPS };
-        freed += evict_chunks(cache, hand, excess, sweeps);
+        freed = evict_unused(cache, found, excess);
+        freed += evict_chunks(cache, hand, excess.saturating_sub(freed), COLD_SWEEPS);
+        if freed < excess && need.on_disk == 0 {
+            // What other processes have may be colder than what must go now.
+            hand.wanted = cache.ledger.want();
+            freed += evict_chunks(cache, hand, excess - freed, SWEEPS - COLD_SWEEPS);
+        }
         tracing::debug!(used, target, freed, "evicted");
     }
     cache.show_used(used.saturating_sub(freed));
     drop(turn);
-    freed
+    excess == 0 || freed > 0
 }
 
 /// How much may be left.
-fn target(limit: Option<u64>, used: u64, full: u64) -> u64 {
-    let under_limit = match limit.map(|limit| (limit, Marks::of(limit))) {
-        Some((_, marks)) if used > marks.high => marks.low,
+fn target(limit: Option<u64>, used: u64, need: Need) -> u64 {
+    let below_limit = match limit {
+        Some(limit) if used > Marks::of(limit).high || used.saturating_add(need.below_limit) > limit => {
+            Marks::of(limit).low.min(limit.saturating_sub(need.below_limit))
+        }
         _ => used,
     };
-    if full == 0 {
-        return under_limit;
+    match need.on_disk {
+        0 => below_limit,
+        bytes => below_limit.min(used.saturating_sub(bytes.max(used / FULL_PART))),
     }
-    under_limit.min(used.saturating_sub(full.max(used / FULL_PART)))
 }
 
 /// Removes directories that no process uses until `excess` bytes are freed.
@@ -242,27 +257,29 @@ fn log_failure(dir: &Path, error: &std::io::Error) {
     tracing::warn!(dir = %dir.display(), %error, "cannot evict");
 }
 
-/// Punches cold chunks out of the blobs that this process alone uses until `excess` bytes are freed.
+/// Punches cold chunks out of the blobs that this process alone uses until `excess` bytes are freed; the hand goes round `sweeps`
+/// times at most.
 fn evict_chunks(cache: &Cache, hand: &mut Hand, excess: u64, sweeps: u32) -> u64 {
     let open: BTreeMap<String, Arc<BlobCache>> = cache.open_blobs();
+    let (start, chunk) = (hand.blob.clone(), hand.chunk);
     let mut freed = 0;
-    // The blob at the hand comes first, from the hand on, and last, up to where the hand was.
-    let order: Vec<&String> =
-        open.range(hand.blob.clone()..).chain(open.range(..hand.blob.clone())).map(|e| e.0).collect();
-    let rounds = order.iter().cycle().take(order.len() * sweeps as usize + 1);
-    for name in rounds {
-        if freed >= excess {
-            break;
+    for _ in 0..sweeps {
+        // The blob at the hand comes first, from the hand on, and last, up to where the hand was.
+        let first = open.get_key_value(&start).map(|(name, blob)| (name, blob, chunk..u32::MAX));
+        let behind = open.range::<String, _>((Excluded(&start), Unbounded)).chain(open.range::<String, _>(..&start));
+        let last = open.get_key_value(&start).map(|(name, blob)| (name, blob, 0..chunk));
+        for (name, blob, chunks) in first.into_iter().chain(behind.map(|(n, b)| (n, b, 0..u32::MAX))).chain(last) {
+            if freed >= excess {
+                return freed;
+            }
+            let progress = blob.evict(chunks, excess - freed);
+            freed += progress.freed;
+            (hand.blob, hand.chunk) = match progress.next {
+                Some(next) => (name.clone(), next),
+                // Right behind this blob.
+                None => (format!("{name}\0"), 0),
+            };
         }
-        let Some(blob) = open.get(*name) else { continue };
-        let from = if **name == hand.blob { hand.chunk } else { 0 };
-        let progress = blob.evict(from, excess - freed);
-        freed += progress.freed;
-        (hand.blob, hand.chunk) = match progress.next {
-            Some(next) => ((*name).clone(), next),
-            // Right behind this blob.
-            None => (format!("{name}\0"), 0),
-        };
     }
     freed
 }
@@ -278,10 +295,15 @@ mod tests {
         assert_eq!(Marks::of(100 << 30).low, 99 << 30);
         assert_eq!(Marks::of(0), Marks { high: 0, low: 0 });
         let limit = Some(64 << 20);
-        assert_eq!(target(limit, 61 << 20, 0), 61 << 20, "below the high mark nothing has to go");
-        assert_eq!(target(limit, 63 << 20, 0), 60 << 20);
-        assert_eq!(target(None, 32 << 20, 1 << 20), 30 << 20);
-        assert_eq!(target(None, 32 << 20, 5 << 20), 27 << 20);
-        assert_eq!(target(limit, 1, 5), 0);
+        let need = |below_limit: u64, on_disk: u64| Need { below_limit: below_limit << 20, on_disk: on_disk << 20 };
+        let target = |limit, used: u64, need| target(limit, used << 20, need) >> 20;
+        assert_eq!(target(limit, 61, need(0, 0)), 61, "below the high mark nothing has to go");
+        assert_eq!(target(limit, 61, need(3, 0)), 61);
+        assert_eq!(target(limit, 61, need(4, 0)), 60, "unless there is no room for what is to be written");
+        assert_eq!(target(limit, 61, need(6, 0)), 58);
+        assert_eq!(target(limit, 63, need(0, 0)), 60);
+        assert_eq!(target(None, 32, need(0, 1)), 30);
+        assert_eq!(target(None, 32, need(0, 5)), 27);
+        assert_eq!(target(limit, 1, need(0, 5)), 0);
     }
 }

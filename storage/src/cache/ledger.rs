@@ -98,8 +98,8 @@ impl Ledger {
         let _ = self.lock().change(|numbers| numbers.used = numbers.used.saturating_sub(bytes));
     }
 
-    /// All files have been counted.
-    pub(super) fn counted(&self, bytes: u64) {
+    /// All files have been counted. Says how much that is with what is promised to this process.
+    pub(super) fn counted(&self, bytes: u64) -> u64 {
         let mut own = self.lock();
         let lost = own.file.as_ref().is_none_or(|file| file.metadata().is_ok_and(|m| m.nlink() == 0));
         if lost {
@@ -107,11 +107,14 @@ impl Ledger {
         }
         let promised = own.left + own.writing;
         let _ = own.change(|numbers| numbers.used = bytes + promised);
+        bytes + promised
     }
 
-    /// Somebody has looked for room in vain: others may be able to make it.
-    pub(super) fn want(&self) {
-        let _ = self.lock().change(|numbers| numbers.wanted = numbers.wanted.wrapping_add(1));
+    /// Room has been looked for in vain: others may be able to make it. Says how often that was by now.
+    pub(super) fn want(&self) -> u64 {
+        let mut own = self.lock();
+        let _ = own.change(|numbers| numbers.wanted = numbers.wanted.wrapping_add(1));
+        own.numbers.wanted
     }
 
     pub(super) fn numbers(&self) -> Numbers {
