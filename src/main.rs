@@ -2,6 +2,7 @@
 //!
 //! To add a subcommand: its module, a variant of [`Command`] and its arm in [`Command::run`].
 
+mod cache;
 mod check;
 mod convert;
 mod demo;
@@ -37,6 +38,7 @@ enum Command {
     Umount(umount::Args),
     Check(check::Args),
     Inspect(inspect::Args),
+    Cache(cache::Args),
     Demo(demo::Args),
 }
 
@@ -64,6 +66,7 @@ impl Command {
             Self::Umount(args) => args.run(global),
             Self::Check(args) => args.run(global),
             Self::Inspect(args) => args.run(global),
+            Self::Cache(args) => args.run(global),
             Self::Demo(args) => args.run(global),
         }
     }

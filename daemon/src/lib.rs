@@ -23,5 +23,5 @@ pub use endpoint::MetricsAddr;
 pub use error::{Error, Result};
 pub use fs::{Attributes, Awaited, Entry, FileSystem, FsError, Ino, ReadPlan, Totals};
 pub use kernel::check_mount_point;
-pub use record::umount;
+pub use record::{LiveMount, live_mounts, umount};
 pub use serve::{MountOptions, serve};

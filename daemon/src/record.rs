@@ -123,6 +123,30 @@ fn is_record(path: &Path, prefix: &str) -> bool {
     name.starts_with(prefix) && name.ends_with(".json")
 }
 
+/// A mount whose process lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LiveMount {
+    /// The process that serves it.
+    pub pid: u32,
+    /// The image as it was named.
+    pub image: String,
+    /// Digest of its manifest.
+    pub manifest: String,
+    /// Where it is mounted.
+    pub mount_point: String,
+}
+
+/// The mounts that `run_dir` knows of and whose processes live.
+#[must_use]
+pub fn live_mounts(run_dir: &Path) -> Vec<LiveMount> {
+    let entries = fs::read_dir(run_dir.join("mounts")).into_iter().flatten().flatten();
+    let records = entries.map(|entry| entry.path()).filter(|path| is_record(path, ""));
+    let contents = records.filter_map(|record| Server::open(&record)).map(|server| server.content);
+    let mount = |c: Content| LiveMount { pid: c.pid, image: c.image, manifest: c.manifest, mount_point: c.mount_point };
+    contents.map(mount).collect()
+}
+
 /// Removes the record and the socket of a process that was killed.
 fn remove_stale(record: &Path) {
     // If they stay, nobody holds the lock or listens, and so they mean nothing.

@@ -16,6 +16,7 @@
 //! room. What finds none, because of the limit or a full or read-only disk, is served from a bounded memory (`overflow`), and storing
 //! is tried again after a pause.
 
+pub mod admin;
 mod blob;
 mod dirs;
 mod evict;

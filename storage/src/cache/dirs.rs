@@ -9,8 +9,10 @@ use std::time::SystemTime;
 use super::files::{DATA, LOCK, READY, WHOLE, disk_bytes, open_or_make};
 use super::lock::{self, Kind};
 
-/// Begins the names of directories that are being removed.
+/// Begins the names of directories that are being removed, of blobs and of images. What is left of the latter goes with images
+/// that were left half made.
 const GONE: &str = ".gone-";
+pub(super) const IMAGE_GONE: &str = ".tmp-gone-";
 
 /// A blob's directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,13 +65,15 @@ pub(super) fn remove(dir: &Path) -> io::Result<bool> {
     if !is_linked(&file, &lock_path) {
         return Ok(false);
     }
-    // Out of the way in one step: whoever opens the blob from now on makes a new directory.
-    let Some(parent) = dir.parent() else { return Ok(false) };
-    let gone = parent.join(gone_name());
-    fs::rename(dir, &gone)?;
-    drop(file);
-    remove_all(&gone)?;
+    remove_at_once(dir, GONE)?;
     Ok(true)
+}
+
+/// Moves a directory out of the way in one step, so that whoever opens it from now on makes a new one; then removes it.
+pub(super) fn remove_at_once(dir: &Path, prefix: &str) -> io::Result<()> {
+    let gone = dir.with_file_name(gone_name(prefix));
+    fs::rename(dir, &gone)?;
+    remove_all(&gone)
 }
 
 /// Removes what processes that were killed have left half removed.
@@ -99,8 +103,8 @@ fn is_linked(file: &File, path: &Path) -> bool {
 }
 
 /// A name that nobody else uses: processes of other PID namespaces may share the directory.
-fn gone_name() -> String {
+fn gone_name(prefix: &str) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    format!("{GONE}{}-{}-{}", std::process::id(), now.as_nanos(), NEXT.fetch_add(1, Ordering::Relaxed))
+    format!("{prefix}{}-{}-{}", std::process::id(), now.as_nanos(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
