@@ -29,7 +29,7 @@ pub(super) fn parse(directory: &Path, text: &str) -> Result<(Vec<HostConfig>, Ve
     let mut reader = Reader { directory, notes: Vec::new() };
     let mut hosts = Vec::new();
     for (name, value) in table.get("host").map(|v| entries("host", v)).transpose()?.into_iter().flatten() {
-        let key = format!("host.\"{name}\"");
+        let key = format!("host.\"{}\"", without_login(name));
         let mut host = reader.host(&key, entries(&key, value)?, &["host", "server"])?;
         host.server = Some(reader.server(&key, name, entries(&key, value)?)?);
         hosts.push(host);
@@ -48,6 +48,14 @@ pub(super) fn parse(directory: &Path, text: &str) -> Result<(Vec<HostConfig>, Ve
     }
     hosts.push(last);
     Ok((hosts, reader.notes))
+}
+
+/// A URL as it may be shown.
+fn without_login(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    format!("{scheme}://{host}{path}")
 }
 
 /// The parser's words without the line that it would quote.
@@ -328,6 +336,15 @@ mod tests {
     fn notes_what_is_unknown() {
         let (hosts, notes) = read("mystery = 1\n[host.'http://m'.'http://deep']\ncapabilities = ['pull']\n");
         assert_eq!(hosts.len(), 2);
+        let (_, logins) = read("server = 'http://me:secret-pw@h'\n[host.'http://me:secret-pw@m/x']\nca = 'x'\n");
+        assert_eq!(
+            logins,
+            [
+                "the login in host.\"http://m/x\" has no effect; keep it in docker's config.json",
+                "host.\"http://m/x\" is asked without TLS: its certificate settings have no effect",
+                "the login in server has no effect; keep it in docker's config.json",
+            ]
+        );
         assert_eq!(
             notes,
             [

@@ -212,6 +212,11 @@ async fn logs_in_by_basic_auth() {
 
 /// A certificate authority and a certificate for 127.0.0.1.
 pub(crate) fn certificates(directory: &Path) {
+    certificates_for(directory, "IP:127.0.0.1");
+}
+
+/// A certificate authority and a certificate for these names.
+pub(crate) fn certificates_for(directory: &Path, names: &str) {
     let path = |name: &str| directory.join(name).to_str().unwrap().to_owned();
     let (ca, ca_key, key, request, certificate) =
         (path("ca.pem"), path("ca.key"), path("key.pem"), path("request.pem"), path("cert.pem"));
@@ -223,7 +228,7 @@ pub(crate) fn certificates(directory: &Path) {
     );
     run("openssl", &[&["req", "-new", "-subj", "/CN=127.0.0.1", "-out", &request][..], &new_key, &[&key]].concat());
     let extensions = path("extensions");
-    fs::write(&extensions, "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n").unwrap();
+    fs::write(&extensions, format!("subjectAltName={names}\nbasicConstraints=CA:FALSE\n")).unwrap();
     let sign = ["x509", "-req", "-in", &request, "-CA", &ca, "-CAkey", &ca_key, "-CAcreateserial", "-days", "2"];
     run("openssl", &[&sign[..], &["-extfile", &extensions, "-out", &certificate]].concat());
 }

@@ -1,15 +1,26 @@
 //! What comes from the environment. Each test runs itself again in a process of its own, for variables are everyone's.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
+use std::{
+    collections::HashSet,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::Command,
+    sync::{Arc, Mutex},
+};
 
 use lazo_registry::{ImageRef, Options, Source};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+};
 
 use crate::{
     common::{
         Image, PASSWORD, Registry, Setup, USER, open,
         server::{Reply, Server},
     },
-    docker_registry::certificates,
+    docker_registry::{certificates, certificates_for},
 };
 
 /// Holds the reference to look at, in the child.
@@ -122,4 +133,103 @@ async fn finds_logins_where_docker_keeps_them() {
         let variables = [&nowhere[..], &[("PATH", &search), (variable, &value)]].concat();
         again("finds_logins_where_docker_keeps_them", &reference, &variables);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn asks_a_helper_again_when_its_login_has_expired() {
+    if let Some(reference) = subject() {
+        let source = open(&reference).await;
+        source.root().await.unwrap_err();
+        // From the second answer on the helper has another password, and the registry wants it.
+        source.root().await.unwrap_err();
+        assert_eq!(source.root().await.unwrap_err().kind(), lazo_registry::ErrorKind::NotFound);
+        return;
+    }
+    // As some registries do: 403 for a login that has expired.
+    let server = Server::start(|seen| match (seen.header("authorization"), seen.number) {
+        ("", _) => Reply::status(401).with("www-authenticate", "Basic realm=\"r\""),
+        // "me:1", then "me:2", "me:3", ... as the helper counts.
+        ("Basic bWU6MQ==", 0..2) => Reply::status(404),
+        ("Basic bWU6MQ==", _) => Reply::status(403),
+        ("Basic bWU6Mg==", _) => Reply::status(404),
+        other => panic!("{other:?}"),
+    })
+    .await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let script = format!(
+        "#!/bin/sh\nn=$(($(cat {0} 2>/dev/null) + 1)); echo $n > {0}; echo \"{{\\\"Username\\\":\\\"me\\\",\\\"Secret\\\":\\\"$n\\\"}}\"\n",
+        path("count")
+    );
+    fs::write(path("docker-credential-counting"), script).unwrap();
+    fs::set_permissions(path("docker-credential-counting"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(path("config.json"), r#"{"credsStore":"counting"}"#).unwrap();
+    let search = format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap());
+    let variables = [("PATH", search.as_str()), ("REGISTRY_AUTH_FILE", ""), ("DOCKER_CONFIG", &path(""))];
+    again("asks_a_helper_again_when_its_login_has_expired", &server.reference("app:1"), &variables);
+    assert_eq!(fs::read_to_string(path("count")).unwrap().trim(), "2");
+}
+
+/// A proxy that knows CONNECT only, and leads everyone to `to`; what it was asked for.
+async fn connect_proxy(to: String) -> (std::net::SocketAddr, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let asked = Arc::<Mutex<Vec<String>>>::default();
+    let log = asked.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (to, log) = (to.clone(), log.clone());
+            tokio::spawn(async move {
+                let mut client = BufReader::new(stream);
+                let mut head = String::new();
+                while !head.ends_with("\r\n\r\n") {
+                    assert!(client.read_line(&mut head).await.unwrap() > 0);
+                }
+                log.lock().unwrap().push(head.lines().next().unwrap().to_owned());
+                client.write_all(b"HTTP/1.1 200 go on\r\n\r\n").await.unwrap();
+                let mut server = TcpStream::connect(to).await.unwrap();
+                drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
+            });
+        }
+    });
+    (address, asked)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tunnels_tls_through_the_proxies_of_environment_and_hosts_toml() {
+    let ca = std::env::var_os("LAZO_TEST_CA").map(Into::into).into_iter().collect();
+    let options = Options { extra_ca: ca, attempts: 1, ..Options::default() };
+    if let Some(reference) = subject() {
+        let remote = Source::open(&reference, &options).await.unwrap();
+        Image::sample().check(&remote).await;
+        let direct: ImageRef = "docker://direct.invalid/app:1".parse().unwrap();
+        let error = Source::open(&direct, &options).await.unwrap().root().await.unwrap_err();
+        assert_eq!(error.kind(), lazo_registry::ErrorKind::Unreachable, "{error}");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    certificates_for(directory.path(), "DNS:registry.invalid,IP:127.0.0.1");
+    let file = |name: &str| directory.path().join(name);
+    let registry = Registry::with(&Setup { tls: Some((file("cert.pem"), file("key.pem"))), ..Setup::default() });
+    let image = Image::sample();
+    let trusting = Options { loopback_tls: true, extra_ca: vec![file("ca.pem")], ..Options::default() };
+    image.write(&registry.reference("app:1"), &trusting).await;
+    let (proxy, asked) = connect_proxy(registry.address.clone()).await;
+    let reference: ImageRef = "docker://registry.invalid/app:1".parse().unwrap();
+    let (url, ca) = (format!("http://{proxy}"), file("ca.pem"));
+    let variables =
+        [("HTTPS_PROXY", url.as_str()), ("NO_PROXY", "direct.invalid"), ("LAZO_TEST_CA", ca.to_str().unwrap())];
+    again("tunnels_tls_through_the_proxies_of_environment_and_hosts_toml", &reference, &variables);
+    let lines: HashSet<String> = asked.lock().unwrap().drain(..).collect();
+    assert_eq!(lines, HashSet::from(["CONNECT registry.invalid:443 HTTP/1.1".to_owned()]));
+
+    // The file's proxy is for its host, a local one included.
+    let hosts = tempfile::tempdir().unwrap();
+    fs::create_dir(hosts.path().join("other.invalid")).unwrap();
+    let text = format!("server = 'https://127.0.0.1:9'\nca = '{}'\nproxy = '{url}'\n", ca.display());
+    fs::write(hosts.path().join("other.invalid/hosts.toml"), text).unwrap();
+    let options = Options { hosts_dir: Some(hosts.path().to_owned()), ..Options::default() };
+    let other: ImageRef = "docker://other.invalid/app:1".parse().unwrap();
+    image.check(&Source::open(&other, &options).await.unwrap()).await;
+    assert!(asked.lock().unwrap().iter().all(|line| line == "CONNECT 127.0.0.1:9 HTTP/1.1"));
 }

@@ -7,3 +7,6 @@ mod endpoints;
 mod environment;
 mod failures;
 mod layouts;
+mod logins;
+mod mirrors;
+mod redirects;

@@ -1,5 +1,6 @@
 //! What the tests share: a real docker-registry, a server that misbehaves on purpose, and images to carry.
 
+pub(crate) mod nginx;
 pub(crate) mod server;
 
 use std::{
@@ -33,6 +34,8 @@ pub(crate) struct Setup {
     /// Certificate and key.
     pub(crate) tls: Option<(PathBuf, PathBuf)>,
     pub(crate) relative_urls: bool,
+    /// Realm of a token server, and the certificate that vouches for its tokens.
+    pub(crate) token_auth: Option<(String, PathBuf)>,
 }
 
 impl Registry {
@@ -53,6 +56,12 @@ impl Registry {
         if setup.basic_auth {
             std::fs::write(directory.path().join("htpasswd"), format!("{USER}:{HTPASSWD}\n")).unwrap();
             config += &format!("auth:\n  htpasswd: {{realm: test, path: {root}/htpasswd}}\n");
+        }
+        if let Some((realm, certificate)) = &setup.token_auth {
+            let certificate = certificate.display();
+            config += &format!(
+                "auth:\n  token: {{realm: \"{realm}\", service: test, issuer: test, rootcertbundle: {certificate}}}\n"
+            );
         }
         let file = directory.path().join("config.yml");
         std::fs::write(&file, config).unwrap();

@@ -4,7 +4,10 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -79,6 +82,7 @@ impl Reply {
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
+    connections: Arc<AtomicUsize>,
 }
 
 impl Server {
@@ -87,8 +91,11 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let seen = Arc::<Mutex<Vec<Seen>>>::default();
         let (log, handler) = (seen.clone(), Arc::new(handler));
+        let connections = Arc::<AtomicUsize>::default();
+        let counter = connections.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
+                counter.fetch_add(1, Ordering::Relaxed);
                 let (log, handler) = (log.clone(), handler.clone());
                 tokio::spawn(async move {
                     let service = service_fn(move |request| answer(request, log.clone(), handler.clone()));
@@ -97,7 +104,7 @@ impl Server {
                 });
             }
         });
-        Self { address, seen }
+        Self { address, seen, connections }
     }
 
     pub(crate) fn reference(&self, rest: &str) -> ImageRef {
@@ -106,6 +113,11 @@ impl Server {
 
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
+    }
+
+    /// Connections accepted so far.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
     }
 
     pub(crate) fn count(&self, line: &str) -> usize {

@@ -1,0 +1,222 @@
+//! Redirects to storage: kept while they are good, asked for anew when they are not.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use futures_util::future::join_all;
+use lazo_format::Digest;
+use lazo_registry::{Endpoint, Source};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+
+use crate::{
+    common::{
+        nginx::Nginx,
+        run,
+        server::{Reply, Seen, Server},
+    },
+    endpoints::range,
+    failures::{BLOB, blob, hasty, serve, source},
+};
+
+async fn endpoint(server: &Server) -> Endpoint {
+    source(server).await.endpoints().remove(0)
+}
+
+/// A registry that redirects to `/signed/N` of `storage`, N growing, with what `reply` adds.
+async fn redirecting(storage: String, reply: impl Fn(Reply) -> Reply + Send + Sync + 'static) -> Server {
+    let issued = AtomicUsize::new(0);
+    Server::start(move |_| {
+        let number = issued.fetch_add(1, Ordering::Relaxed);
+        reply(Reply::status(307).with("location", format!("{storage}/signed/{number}?X-Sig=secret-signature")))
+    })
+    .await
+}
+
+fn number(seen: &Seen) -> usize {
+    seen.path.strip_prefix("/signed/").unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn asks_the_registry_once_for_many_ranges() {
+    let (descriptor, bytes) = blob();
+    let digest = lazo_registry::digest_of(&descriptor).unwrap();
+    let data = bytes.clone();
+    let storage = Server::start(move |seen| serve(seen, &data)).await;
+    let server = redirecting(format!("http://{}", storage.address), |r| r).await;
+    let endpoint = endpoint(&server).await;
+    for start in [5, 900, 70_000] {
+        assert_eq!(range(&endpoint, &digest, BLOB as u64, start..start + 9).await.unwrap().len(), 9);
+    }
+    assert_eq!((server.seen().len(), storage.seen().len()), (1, 3));
+    // Another blob has another place.
+    let other = Digest::sha256_of(b"other");
+    range(&endpoint, &other, BLOB as u64, 0..9).await.unwrap();
+    assert_eq!((server.seen().len(), storage.seen().len()), (2, 4));
+    // What the registry forbids to keep is not kept.
+    let server = redirecting(format!("http://{}", storage.address), |r| r.with("cache-control", "no-store")).await;
+    let endpoint = self::endpoint(&server).await;
+    for _ in 0..3 {
+        range(&endpoint, &digest, BLOB as u64, 5..9).await.unwrap();
+    }
+    assert_eq!(server.seen().len(), 3);
+}
+
+#[tokio::test]
+async fn asks_anew_within_one_attempt_when_a_target_has_ended() {
+    let (descriptor, bytes) = blob();
+    let digest = lazo_registry::digest_of(&descriptor).unwrap();
+    for status in [400, 401, 403, 404, 410] {
+        let data = bytes.clone();
+        // The first target serves one request.
+        let storage = Server::start(move |seen| match (number(seen), seen.number) {
+            (0, 1..) => Reply::status(status),
+            _ => serve(seen, &data),
+        })
+        .await;
+        let server = redirecting(format!("http://{}", storage.address), |r| r).await;
+        let endpoint = endpoint(&server).await;
+        for _ in 0..3 {
+            assert_eq!(range(&endpoint, &digest, BLOB as u64, 7..99).await.unwrap(), bytes[7..99], "{status}");
+        }
+        assert_eq!((server.seen().len(), storage.seen().len()), (2, 4), "{status}");
+    }
+    // Other errors are the answer; and an error of a fresh target is, too.
+    for (status, requests) in [(500, 1), (429, 1), (403, 2)] {
+        let data = bytes.clone();
+        let storage = Server::start(move |seen| match seen.number {
+            0 => serve(seen, &data),
+            _ => Reply::status(status),
+        })
+        .await;
+        let server = redirecting(format!("http://{}", storage.address), |r| r).await;
+        let endpoint = endpoint(&server).await;
+        range(&endpoint, &digest, BLOB as u64, 7..99).await.unwrap();
+        let error = range(&endpoint, &digest, BLOB as u64, 7..99).await.unwrap_err();
+        assert_eq!((server.seen().len(), storage.seen().len()), (requests, 1 + requests), "{status}: {error}");
+        assert!(!format!("{error} {error:?}").contains("secret-"), "{error:?}");
+    }
+}
+
+/// Answers one request for bytes 7 to 98 of `data`; then is gone, or silent.
+async fn once(data: Vec<u8>, silent: bool) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = [0; 4096];
+        assert!(stream.read(&mut request).await.unwrap() > 0);
+        let head = format!(
+            "HTTP/1.1 206 x\r\ncontent-range: bytes 7-98/{BLOB}\r\ncontent-length: 92\r\nconnection: close\r\n\r\n"
+        );
+        let listener = silent.then_some(listener);
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&data[7..99]).await.unwrap();
+        if let Some(listener) = listener {
+            let _held = listener.accept().await.unwrap();
+            std::future::pending::<()>().await;
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn leaves_targets_that_are_gone_or_silent() {
+    let (descriptor, bytes) = blob();
+    let digest = lazo_registry::digest_of(&descriptor).unwrap();
+    for silent in [false, true] {
+        let first = once(bytes.clone(), silent).await;
+        let data = bytes.clone();
+        let storage = Server::start(move |seen| serve(seen, &data)).await;
+        let second = storage.address;
+        let server = Server::start(move |seen| {
+            let to = if seen.number == 0 { first } else { second };
+            Reply::status(302).with("location", format!("http://{to}/blob"))
+        })
+        .await;
+        let endpoint = endpoint(&server).await;
+        let read = || range(&endpoint, &digest, BLOB as u64, 7..99);
+        assert_eq!(read().await.unwrap(), bytes[7..99]);
+        if silent {
+            // Whoever gives up before there is a head leaves the target forgotten.
+            assert!(tokio::time::timeout(Duration::from_millis(100), read()).await.is_err());
+            assert_eq!(server.seen().len(), 1);
+        }
+        assert_eq!(read().await.unwrap(), bytes[7..99]);
+        assert_eq!((server.seen().len(), storage.seen().len()), (2, 1));
+    }
+}
+
+/// nginx's signature for a path that is good until `expires`, seconds since 1970.
+fn sign(expires: u64, path: &str) -> String {
+    let script =
+        format!("printf '%s' '{expires}{path} secret' | openssl md5 -binary | openssl base64 | tr +/ -_ | tr -d =");
+    run("sh", &["-c", &script]).trim().to_owned()
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// Whether the URL says in words that we know when it ends, or only nginx knows.
+async fn expiring(parameter: &'static str) -> (Nginx, Server) {
+    let (_, bytes) = blob();
+    let nginx = Nginx::start(
+        false,
+        &format!(
+            "secure_link $arg_md5,$arg_{parameter}; secure_link_md5 \"$secure_link_expires$uri secret\"; root DIR/files;\n\
+             if ($secure_link = \"\") {{ return 403; }} if ($secure_link = \"0\") {{ return 410; }}"
+        ),
+    );
+    let files = nginx.directory.path().join("files");
+    fs::create_dir(&files).unwrap();
+    fs::write(files.join("blob"), bytes).unwrap();
+    fs::set_permissions(files.join("blob"), fs::Permissions::from_mode(0o644)).unwrap();
+    let port = nginx.port;
+    let server = Server::start(move |_| {
+        let expires = now() + 2;
+        let signature = sign(expires, "/blob");
+        let url = format!("http://127.0.0.1:{port}/blob?md5={signature}&{parameter}={expires}");
+        Reply::status(307).with("location", url)
+    })
+    .await;
+    (nginx, server)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn outlives_signed_urls_of_a_real_server() {
+    let (descriptor, bytes) = blob();
+    let digest = lazo_registry::digest_of(&descriptor).unwrap();
+    for parameter in ["expires", "until"] {
+        let (nginx, server) = expiring(parameter).await;
+        let source = Source::open(&server.reference("app:1"), &hasty()).await.unwrap();
+        let endpoint = source.endpoints().remove(0);
+        let all = async || {
+            let ranges = (0..8_u64).map(|n| range(&endpoint, &digest, BLOB as u64, n..n + 1000));
+            for (n, found) in join_all(ranges).await.into_iter().enumerate() {
+                assert_eq!(found.unwrap(), bytes[n..n + 1000], "{parameter}");
+            }
+        };
+        range(&endpoint, &digest, BLOB as u64, 0..9).await.unwrap();
+        all().await;
+        let before = server.seen().len();
+        assert!(before <= 2, "{before}: the URL is used again while it lasts");
+        // The signature ends by nginx's clock, which is this one.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        all().await;
+        assert!(server.seen().len() > before);
+        let refused =
+            nginx.requests().iter().filter(|line| line.contains("\" 410 ") || line.contains("\" 403 ")).count();
+        if parameter == "expires" {
+            assert_eq!(refused, 0, "a URL that says when it ends is not used after that");
+        } else {
+            assert!(refused > 0, "only the server knew");
+        }
+    }
+}
