@@ -75,6 +75,18 @@ enum Prefetch {
     None,
     /// What the image's prefetch list names
     Hints,
+    /// That, and then the whole image, whenever no program waits for data
+    All,
+}
+
+impl From<Prefetch> for lazo_storage::Prefetch {
+    fn from(prefetch: Prefetch) -> Self {
+        match prefetch {
+            Prefetch::None => Self::None,
+            Prefetch::Hints => Self::Hints,
+            Prefetch::All => Self::All,
+        }
+    }
 }
 
 impl Args {
@@ -117,7 +129,11 @@ impl Args {
             cache: CacheOptions { limit: self.cache_limit },
             run_dir: global.run_dir,
             metrics: self.metrics.clone().map(absolute).transpose()?,
-            prefetch: self.prefetch == Prefetch::Hints,
+            prefetch: self.prefetch.into(),
+            background_bytes: None,
+            background_requests: None,
+            sources: Vec::new(),
+            policy: lazo_storage::Policy::default(),
             log: self.background_log.clone(),
         })
     }

@@ -16,6 +16,14 @@ pub enum Error {
     /// The source that the image comes from.
     #[error(transparent)]
     Registry(Box<lazo_registry::Error>),
+    /// A place to fetch data from cannot be used.
+    #[error("image {image}: a source of its data cannot be used")]
+    Source {
+        /// The image.
+        image: String,
+        /// Cause.
+        source: lazo_storage::SourceError,
+    },
     /// The mount point is no place to mount at.
     #[error("cannot mount at {}: {reason}", path.display())]
     MountPoint {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use fuser::{Config, Session, SessionACL};
 use lazo_registry::{ImageRef, Options, Platform, Source};
 use lazo_storage::cache::{Cache, CacheOptions};
 use lazo_storage::metrics::Metrics;
-use lazo_storage::{LazoImage, Origin, Reader};
+use lazo_storage::{BlobSource, LazoImage, Parts, Policy, Prefetch, RateLimiter, Reader, SourceSpec, Upstream};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -54,8 +55,16 @@ pub struct MountOptions {
     pub registry: Options,
     /// Where metrics can be read, beside the mount's own socket.
     pub metrics: Option<MetricsAddr>,
-    /// Whether to fetch the image's prefetch list in the background.
-    pub prefetch: bool,
+    /// What to fetch before it is read.
+    pub prefetch: Prefetch,
+    /// Most bytes a second that are fetched without anybody waiting for them.
+    pub background_bytes: Option<NonZeroU64>,
+    /// Most requests a second that are made without anybody waiting for them.
+    pub background_requests: Option<NonZeroU64>,
+    /// Places that are asked before the image's own registry or layout, in this order.
+    pub sources: Vec<SourceSpec>,
+    /// How patient to be with sources.
+    pub policy: Policy,
     /// Where this process writes its log, for messages.
     pub log: Option<PathBuf>,
 }
@@ -73,7 +82,11 @@ impl MountOptions {
             registry: Options::default(),
             cache: CacheOptions::default(),
             metrics: None,
-            prefetch: false,
+            prefetch: Prefetch::None,
+            background_bytes: None,
+            background_requests: None,
+            sources: Vec::new(),
+            policy: Policy::default(),
             log: None,
         }
     }
@@ -111,7 +124,17 @@ fn run(
         }
     })?;
     let index = Arc::clone(image.index());
-    let reader = Arc::new(Reader::new(index, Arc::new(Origin::new(source)), cache, runtime.handle().clone()));
+    let failed = |source| Error::Source { image: image.name().to_owned(), source };
+    let mut sources: Vec<Arc<dyn BlobSource>> = Vec::new();
+    for spec in &options.sources {
+        sources.push(spec.open(&options.registry).map_err(failed)?);
+    }
+    sources.extend(lazo_storage::of_image(&source).map_err(failed)?);
+    let upstream = Upstream::new(sources, options.policy.clone(), Arc::clone(&metrics));
+    let rate = RateLimiter::new(options.background_bytes, options.background_requests);
+    let parts =
+        Parts { index, upstream, cache, rate, metrics: Arc::clone(&metrics), runtime: runtime.handle().clone() };
+    let reader = Arc::new(Reader::new(parts));
     let (name, manifest) = (image.name().to_owned(), image.manifest_digest().to_string());
     let fs = Arc::new(FileSystem::new(image, Arc::clone(&reader)));
 
@@ -142,9 +165,7 @@ fn run(
     metrics.mounts.inc();
     tracing::info!(image = name, manifest, mount_point = %mount_point.display(), "mounted");
     ready().map_err(Error::io::<io::Error>("tell that the mount is ready"))?;
-    if options.prefetch {
-        reader.start_prefetch();
-    }
+    reader.start_prefetch(options.prefetch);
     let result = runtime.block_on(wait(&mut mount, ended, signals));
     tracing::info!(image = name, stats = ?reader.stats(), "unmounted");
     metrics.mounts.dec();

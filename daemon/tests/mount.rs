@@ -69,12 +69,12 @@ impl Place {
         let source = Source::open(reference, &Options::default()).await.unwrap();
         let image = LazoImage::open(&source, &self.join("state"), &Platform::host()).await.unwrap();
         let runtime = tokio::runtime::Handle::current();
-        let reader = Reader::new(
+        let reader = Reader::new(lazo_storage::Parts::new(
             Arc::clone(image.index()),
-            Arc::new(lazo_storage::Origin::new(source)),
+            lazo_storage::of_image(&source).unwrap(),
             Cache::open(&self.join("state"), CacheOptions::default(), Arc::default()).unwrap(),
             runtime,
-        );
+        ));
         FileSystem::new(image, Arc::new(reader))
     }
 }
@@ -299,12 +299,12 @@ async fn a_hostile_bootstrap_is_an_error_never_a_panic() {
         let source = Source::open(&reference, &Options::default()).await.unwrap();
         let Ok(image) = LazoImage::open(&source, &place.join("state"), &Platform::host()).await else { continue };
         let runtime = tokio::runtime::Handle::current();
-        let reader = Reader::new(
+        let reader = Reader::new(lazo_storage::Parts::new(
             Arc::clone(image.index()),
-            Arc::new(lazo_storage::Origin::new(source)),
+            lazo_storage::of_image(&source).unwrap(),
             Cache::open(&place.join("state"), CacheOptions::default(), Arc::default()).unwrap(),
             runtime,
-        );
+        ));
         opened += 1;
         faults += walk(&FileSystem::new(image, Arc::new(reader))).await;
     }

@@ -1,6 +1,7 @@
 //! One blob of an image: its part of the chunk index, its cache, and its chunks that are on their way.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -33,7 +34,7 @@ pub(crate) struct Blob {
 impl Blob {
     /// Opens a blob and its cache.
     ///
-    /// Reads all of the blob's chunk records: they must tile the blob, and their digest names the cache.
+    /// Reads all of the blob's chunk records once: they must tile the blob, and their digest names the cache.
     pub(crate) fn open(
         index: Arc<Index<Mapped>>,
         number: BlobIndex,
@@ -41,8 +42,7 @@ impl Blob {
     ) -> Result<Self, Arc<ReadError>> {
         let (record, table) = survey(&index, number).map_err(|e| bad_index(number, 0, e))?;
         let key = format!("{}.{}", record.digest.hex(), &table[..TABLE_DIGITS]);
-        // They could be read once already.
-        let sizes = record.chunks().map_while(|chunk| index.chunk(ChunkIndex(chunk)).ok()).map(|c| c.device_size);
+        let sizes = record.chunks().map(|chunk| index.chunk(ChunkIndex(chunk)).map_or(0, |record| record.device_size));
         let cache = cache.blob(&key, sizes);
         let marks = Bits::new(record.chunk_count);
         let streams = Mutex::new(Streams::new(record.compressed_size));
@@ -116,6 +116,9 @@ impl Blob {
         if self.is_verified(chunk) {
             return Ok(true);
         }
+        if !self.cache.is_ready(self.local(chunk)) {
+            return Ok(false);
+        }
         let record = self.chunk(chunk)?;
         Ok(self.cache.verify(self.local(chunk), |bytes| lazo_format::chunk::verify(&record, bytes).is_ok()))
     }
@@ -125,7 +128,12 @@ impl Blob {
         self.cache.is_verified(self.local(chunk))
     }
 
-    /// Whether the cache has taken what it was given of late.
+    /// Takes on the fetching of the whole blob, unless another process does it.
+    pub(crate) fn begin_fill(&self) -> Option<File> {
+        self.cache.begin_fill()
+    }
+
+    /// Whether the cache takes what it is given: if not, only what somebody waits for should be fetched.
     pub(crate) fn has_room(&self) -> bool {
         self.cache.has_room()
     }
@@ -135,7 +143,7 @@ impl Blob {
         self.cache.store(self.local(chunk), bytes);
     }
 
-    /// Reads at a device address whose chunks are usable; false if they have gone after all.
+    /// Reads at a device address in `chunks`, which are usable; false if they have gone after all.
     pub(crate) fn read(&self, at: u64, buf: &mut [u8], chunks: Range<u32>) -> bool {
         self.cache.read(at, buf, self.local(chunks.start)..self.local(chunks.end))
     }
@@ -153,44 +161,86 @@ impl Blob {
     }
 
     /// Takes charge of those chunks that are neither verified nor on their way, as runs of neighbours. Pushes to `joined` the
-    /// flights of all chunks that are not verified, the new ones and those of others.
+    /// flights of all chunks that are not verified, the new ones and those of others, all of them wanted now.
     pub(crate) fn claim(self: &Arc<Self>, chunks: Range<u32>, joined: &mut Vec<Arc<Flight>>) -> Vec<Claim> {
-        self.claim_unless(chunks, |chunk| self.is_verified(chunk), joined)
+        let mut claims = Vec::new();
+        let mut flights = self.flights();
+        for chunk in chunks {
+            let flight = if let Some(flight) = flights.get(&chunk) {
+                Arc::clone(flight)
+            } else if self.is_verified(chunk) {
+                // A chunk becomes verified before its flight lands, so that it cannot be missed in both places.
+                continue;
+            } else {
+                self.begin(&mut flights, &mut claims, chunk)
+            };
+            flight.want();
+            joined.push(flight);
+        }
+        claims
     }
 
     /// The same for chunks that nobody waits for. Those that an earlier process left in the cache are not fetched: if
     /// they turn out damaged, that is soon enough.
-    pub(crate) fn claim_unready(self: &Arc<Self>, chunks: Range<u32>) -> Vec<Claim> {
-        let ready = |chunk| self.is_verified(chunk) || self.cache.is_ready(self.local(chunk));
-        self.claim_unless(chunks, ready, &mut Vec::new())
-    }
-
-    fn claim_unless(
-        self: &Arc<Self>,
-        chunks: Range<u32>,
-        there: impl Fn(u32) -> bool,
-        joined: &mut Vec<Arc<Flight>>,
-    ) -> Vec<Claim> {
-        let mut claims: Vec<Claim> = Vec::new();
+    pub(crate) fn claim_absent(self: &Arc<Self>, chunks: Range<u32>) -> Vec<Claim> {
+        let mut claims = Vec::new();
         let mut flights = self.flights();
         for chunk in chunks {
-            if let Some(flight) = flights.get(&chunk) {
-                joined.push(Arc::clone(flight));
-                continue;
-            }
-            // A chunk becomes verified before its flight lands, so that it cannot be missed in both places.
-            if there(chunk) {
-                continue;
-            }
-            let flight = Arc::new(Flight::default());
-            joined.push(Arc::clone(&flight));
-            flights.insert(chunk, flight);
-            match claims.last_mut() {
-                Some(claim) if claim.chunks.end == chunk => claim.chunks.end += 1,
-                _ => claims.push(Claim { blob: Arc::clone(self), chunks: chunk..chunk + 1 }),
+            if !flights.contains_key(&chunk) && !self.is_present(chunk) {
+                self.begin(&mut flights, &mut claims, chunk);
             }
         }
         claims
+    }
+
+    /// Whether a chunk is in the cache, verified or as some process left it.
+    pub(crate) fn is_present(&self, chunk: u32) -> bool {
+        self.is_verified(chunk) || self.cache.is_ready(self.local(chunk))
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        flights: &mut HashMap<u32, Arc<Flight>>,
+        claims: &mut Vec<Claim>,
+        chunk: u32,
+    ) -> Arc<Flight> {
+        match claims.last_mut() {
+            Some(claim) if claim.chunks.end == chunk => claim.chunks.end += 1,
+            _ => claims.push(Claim { blob: Arc::clone(self), chunks: chunk..chunk + 1 }),
+        }
+        let flight = Arc::<Flight>::default();
+        flights.insert(chunk, Arc::clone(&flight));
+        flight
+    }
+
+    /// The flights of those of some chunks that are on their way; nobody is said to wait for them.
+    pub(crate) fn flights_of(&self, chunks: Range<u32>) -> Vec<Arc<Flight>> {
+        let flights = self.flights();
+        chunks.filter_map(|chunk| flights.get(&chunk).cloned()).collect()
+    }
+
+    /// Whether somebody waits for one of some chunks that are on their way.
+    pub(crate) fn is_any_wanted(&self, mut chunks: Range<u32>) -> bool {
+        let flights = self.flights();
+        chunks.any(|chunk| flights.get(&chunk).is_some_and(|flight| flight.is_wanted()))
+    }
+
+    /// Ends the flight of a chunk that nobody waits for, with `keep` called first. False, and nothing done, if somebody does.
+    pub(crate) fn park(&self, claim: Claim, keep: impl FnOnce()) -> Result<(), Claim> {
+        let mut flights = self.flights();
+        let chunk = claim.chunks.start;
+        if flights.get(&chunk).is_some_and(|flight| flight.is_wanted()) {
+            return Err(claim);
+        }
+        // Under the lock, so that who wants the chunk next finds it either on its way or kept.
+        keep();
+        let flight = flights.remove(&chunk);
+        drop(flights);
+        claim.forget();
+        if let Some(flight) = flight {
+            flight.land(Outcome::Landed);
+        }
+        Ok(())
     }
 
     fn land(&self, chunk: u32, outcome: Outcome) {
@@ -225,19 +275,65 @@ impl Claim {
         self.chunks.clone()
     }
 
-    /// Cuts the charge in two; `at` is the first chunk of the second part.
-    pub(crate) fn split_at(mut self, at: u32) -> (Self, Self) {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// Stored bytes of the chunks.
+    pub(crate) fn stored(&self) -> Result<u64, Arc<ReadError>> {
+        let range = self.blob.stored_range(&self.chunks)?;
+        Ok(range.end - range.start)
+    }
+
+    /// Takes the chunks before `at` out of the charge.
+    pub(crate) fn split_to(&mut self, at: u32) -> Self {
         let at = at.clamp(self.chunks.start, self.chunks.end);
-        let second = Self { blob: Arc::clone(&self.blob), chunks: at..self.chunks.end };
-        self.chunks.end = at;
-        (self, second)
+        let first = Self { blob: Arc::clone(&self.blob), chunks: self.chunks.start..at };
+        self.chunks.start = at;
+        first
+    }
+
+    /// Adds the charge of neighbours that are neither here nor `at_hand`: at most `before` stored bytes of those before, and `after` of
+    /// those behind; what one side cannot give, the other may.
+    pub(crate) fn widen(
+        &mut self,
+        before: u64,
+        after: u64,
+        at_hand: impl Fn(u32) -> bool,
+    ) -> Result<(), Arc<ReadError>> {
+        let all = self.blob.record.chunks();
+        let (mut before, mut after) = (before, after);
+        let blob = Arc::clone(&self.blob);
+        let mut flights = blob.flights();
+        let mut take = |chunk: u32, room: &mut u64| -> Result<bool, Arc<ReadError>> {
+            let size = u64::from(blob.chunk(chunk)?.compressed_size);
+            if size > *room || flights.contains_key(&chunk) || blob.is_present(chunk) || at_hand(chunk) {
+                return Ok(false);
+            }
+            *room -= size;
+            flights.insert(chunk, Arc::default());
+            Ok(true)
+        };
+        while self.chunks.end < all.end && take(self.chunks.end, &mut after)? {
+            self.chunks.end += 1;
+        }
+        before += after;
+        while self.chunks.start > all.start && take(self.chunks.start - 1, &mut before)? {
+            self.chunks.start -= 1;
+        }
+        Ok(())
     }
 
     /// All chunks have become `outcome`.
-    pub(crate) fn land(mut self, outcome: impl Fn(u32) -> Outcome) {
+    pub(crate) fn land(mut self, outcome: &Outcome) {
         for chunk in std::mem::take(&mut self.chunks) {
-            self.blob.land(chunk, outcome(chunk));
+            self.blob.land(chunk, outcome.clone());
         }
+    }
+
+    /// The chunks have landed already.
+    fn forget(mut self) {
+        self.chunks = 0..0;
     }
 }
 
@@ -245,7 +341,7 @@ impl Drop for Claim {
     fn drop(&mut self) {
         for chunk in self.chunks.clone() {
             let stopped = ReadError::Stopped { digest: self.blob.record.digest, chunk: ChunkIndex(chunk) };
-            self.blob.land(chunk, Err(Arc::new(stopped)));
+            self.blob.land(chunk, Outcome::Failed(Arc::new(stopped)));
         }
     }
 }

@@ -1,332 +1,366 @@
 //! The fetch scheduler: the one path from "these chunks are wanted" to "they are verified in the cache".
+//!
+//! A claim on chunks becomes one range request. Its answer is cut into chunks as it arrives; each goes to the decode pool at
+//! once, or is staged when nobody wants it yet. What an answer that breaks off has not brought is asked for again, wherever
+//! [`Upstream`] finds best; that also knows how long to go on trying.
+
+mod request;
 
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt as _;
+use bytes::Bytes;
 use lazo_format::{ChunkError, ChunkIndex};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::blob::{Blob, Claim};
 use crate::error::ReadError;
-use crate::flight::Flight;
-use crate::pool::{DecodePool, Priority, Worker};
-use crate::source::{BlobSource, ErrorKind, SourceError};
+use crate::flight::{Flight, Outcome};
+use crate::metrics::{Label as _, Metrics, Priority};
+use crate::pool::{DecodePool, Worker};
+use crate::rate::RateLimiter;
+use crate::staged::Staged;
+use crate::upstream::{SourceId, Upstream};
+use crate::window::{self, MAX_REQUEST, Neighbours};
+use request::{Load, Request};
 
-/// Most stored bytes in one range request, unless a single chunk has more. A registry that takes 4 ms a request whatever
-/// its size gives 690 MB/s at this size, and a reader waits no longer than needed for the first chunk of it.
-pub const MAX_REQUEST: u64 = 4 << 20;
-
-/// Least stored bytes in a read-ahead request where there is as much to read ahead.
-const MIN_AHEAD_REQUEST: u64 = 1 << 20;
-
-/// Stored bytes on their way, from request to decoded, in KiB for each [`Priority`]: 40 MiB in all. Each has its own, so that
-/// what is wanted now never waits for what may be wanted later. Read-ahead has one reader's full window.
-const IN_FLIGHT_KIB: [u32; 3] = [16 << 10, 16 << 10, 8 << 10];
+/// Stored bytes on their way, from request to decoded, in KiB for each [`Priority`]: 36 MiB in all, besides the staged ones. Each has
+/// its own, so that what is wanted now never waits for what may be wanted later. A fill shares the prefetch list's room.
+const IN_FLIGHT_KIB: [u32; Priority::ALL.len()] = [12 << 10, 12 << 10, 8 << 10, 4 << 10];
 
 /// A semaphore counts in KiB, to stay within 32 bits.
 const KIB: u64 = 1 << 10;
 
-/// Uncompressed bytes that one decode job yields, about: small enough that both cores get a part of a 1 MiB request.
-const JOB_BYTES: u64 = 1 << 20;
-
-/// How often a chunk is fetched whose bytes turn out wrong, before its readers are told. What a cable or proxy did once it
-/// seldom does three times; a blob that is damaged where it lies stays so.
+/// How often a chunk is fetched whose bytes turn out wrong, at least, before its readers are told. What a cable or proxy did once
+/// it seldom does three times; a blob that is damaged where it lies stays so. With more sources, each is tried.
 const VERIFY_ATTEMPTS: u32 = 3;
 
-/// Counts since the mount.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Range requests made.
-    pub requests: u64,
-    /// Stored bytes received.
-    pub fetched_bytes: u64,
-    /// Chunks decoded, verified and cached.
-    pub chunks: u64,
-    /// Chunks that came with wrong bytes.
-    pub wrong_chunks: u64,
-}
-
-#[derive(Debug, Default)]
-struct Counters {
-    requests: AtomicU64,
-    fetched_bytes: AtomicU64,
-    chunks: AtomicU64,
-    wrong_chunks: AtomicU64,
-}
+/// The part of a miss's window that lies before it. Programs read more often forwards than backwards.
+const BEFORE: u64 = 10;
 
 /// Fetches chunks: single-flight, neighbours in one request, within bounds.
 pub(crate) struct Fetcher {
-    source: Arc<dyn BlobSource>,
+    upstream: Upstream,
     runtime: Handle,
     pool: DecodePool,
-    in_flight: [Arc<Semaphore>; 3],
-    counters: Counters,
+    in_flight: [Arc<Semaphore>; Priority::ALL.len()],
+    staged: Staged,
+    neighbours: Neighbours,
+    rate: RateLimiter,
+    demand: Demand,
+    metrics: Arc<Metrics>,
 }
 
 impl std::fmt::Debug for Fetcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Fetcher")
-            .field("source", &self.source.name())
-            .field("stats", &self.stats())
-            .finish_non_exhaustive()
+        f.debug_struct("Fetcher").field("stats", &self.metrics.stats()).finish_non_exhaustive()
     }
 }
 
-impl Fetcher {
-    pub(crate) fn new(source: Arc<dyn BlobSource>, runtime: Handle) -> Self {
-        let in_flight = IN_FLIGHT_KIB.map(|kib| Arc::new(Semaphore::new(kib as usize)));
-        Self { source, runtime, pool: DecodePool::default(), in_flight, counters: Counters::default() }
-    }
+/// Requests that somebody waits for.
+#[derive(Debug)]
+struct Demand {
+    running: AtomicU32,
+    /// When the last one ended.
+    last: Mutex<Instant>,
+}
 
-    pub(crate) fn stats(&self) -> Stats {
-        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Stats {
-            requests: get(&self.counters.requests),
-            fetched_bytes: get(&self.counters.fetched_bytes),
-            chunks: get(&self.counters.chunks),
-            wrong_chunks: get(&self.counters.wrong_chunks),
+impl Fetcher {
+    pub(crate) fn new(upstream: Upstream, rate: RateLimiter, metrics: Arc<Metrics>, runtime: Handle) -> Self {
+        Self {
+            upstream,
+            runtime,
+            pool: DecodePool::default(),
+            in_flight: IN_FLIGHT_KIB.map(|kib| Arc::new(Semaphore::new(kib as usize))),
+            staged: Staged::default(),
+            neighbours: Neighbours::default(),
+            rate,
+            demand: Demand { running: AtomicU32::new(0), last: Mutex::new(Instant::now()) },
+            metrics,
         }
     }
 
+    pub(crate) fn upstream(&self) -> &Upstream {
+        &self.upstream
+    }
+
+    /// How long no request has been made or waited for that a reader needs.
+    pub(crate) fn quiet_for(&self) -> Duration {
+        if self.demand.running.load(Ordering::Acquire) > 0 {
+            return Duration::ZERO;
+        }
+        self.demand.last.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
     /// Fetches those of some neighbouring chunks that are not usable. The flights returned are all that is to be waited for.
+    /// With `widely`, nothing else is being read ahead there, and neighbours may come along.
     pub(crate) fn demand(
         self: &Arc<Self>,
         blob: &Arc<Blob>,
         chunks: Range<u32>,
+        widely: bool,
     ) -> Result<Vec<Arc<Flight>>, Arc<ReadError>> {
         let mut joined = Vec::new();
         for claim in blob.claim(chunks, &mut joined) {
-            for part in cut(claim, MAX_REQUEST)? {
-                let fetcher = Arc::clone(self);
-                self.runtime.spawn(async move {
-                    let permit = fetcher.admit(Priority::Demand, part.blob(), &part.chunks()).await;
-                    fetcher.fetch(part, Priority::Demand, permit, 1).await;
-                });
+            for absent in self.decode_staged(claim, Priority::Demand)? {
+                for part in cut(absent, MAX_REQUEST)? {
+                    self.demand_part(part, widely)?;
+                }
             }
         }
         Ok(joined)
+    }
+
+    fn demand_part(self: &Arc<Self>, mut claim: Claim, widely: bool) -> Result<(), Arc<ReadError>> {
+        let (wanted, stored) = (claim.chunks(), claim.stored()?);
+        self.neighbours.wanted(stored);
+        let mut load = Load::new(&self.metrics, Priority::Demand, stored);
+        if widely && let Some((room, permit)) = self.spare_room(claim.blob(), stored) {
+            let before = room / BEFORE;
+            claim.widen(before, room - before, |chunk| self.staged.has(chunk))?;
+            let brought = claim.stored()? - stored;
+            self.neighbours.brought(brought);
+            load.add(&self.metrics, Priority::Ahead, brought, permit);
+        }
+        let fetcher = Arc::clone(self);
+        self.runtime.spawn(async move {
+            if let Some(permit) = fetcher.admit(Priority::Demand, stored).await {
+                load.hold(permit);
+            }
+            fetcher.run(Request::new(claim, Priority::Demand, vec![wanted], load)).await;
+        });
+        Ok(())
+    }
+
+    /// Stored bytes of neighbours that may come along with a miss, if there is room for them now.
+    fn spare_room(&self, blob: &Blob, stored: u64) -> Option<(u64, OwnedSemaphorePermit)> {
+        let room = self.neighbours.window(&self.upstream.speed()).saturating_sub(stored);
+        if room == 0 || !blob.has_room() {
+            return None;
+        }
+        let permit = Arc::clone(&self.in_flight[Priority::Ahead as usize]).try_acquire_many_owned(kib(room)).ok()?;
+        self.rate.try_admit(room).then_some((room, permit))
     }
 
     /// Fetches ahead what lies in a range of the blob's stored bytes, in a few parallel requests.
     pub(crate) fn ahead(self: &Arc<Self>, blob: &Arc<Blob>, chunks: Range<u32>) {
         let (fetcher, blob) = (Arc::clone(self), Arc::clone(blob));
         self.runtime.spawn(async move {
-            if let Err(error) = fetcher.fetch_unclaimed(&blob, chunks, Priority::Ahead).await {
+            let eager = vec![chunks.clone()];
+            if let Err(error) = fetcher.fetch_absent(&blob, chunks, eager, Priority::Ahead).await {
                 tracing::debug!(error = &*error as &dyn std::error::Error, "read-ahead given up");
             }
         });
     }
 
-    /// Fetches chunks that nobody waits for, as far as they are neither in the cache nor on their way by then. Returns when the last
-    /// request has been made; the budget of bytes in flight paces it.
+    /// Fetches chunks that nobody waits for, as far as they are neither in the cache nor on their way by then; those in `eager` are
+    /// decoded, others staged. Returns when the last request has been made; the rate limit and the room in flight pace it.
     ///
     /// Chunks are claimed only when their turn has come, so that a reader who wants one first fetches it himself.
-    pub(crate) async fn fetch_unclaimed(
+    pub(crate) async fn fetch_absent(
         self: &Arc<Self>,
         blob: &Arc<Blob>,
         chunks: Range<u32>,
+        eager: Vec<Range<u32>>,
         priority: Priority,
     ) -> Result<(), Arc<ReadError>> {
-        let stored = blob.stored_range(&chunks)?;
-        let limit = match priority {
-            Priority::Ahead => ((stored.end - stored.start) / 2).clamp(MIN_AHEAD_REQUEST, MAX_REQUEST),
-            Priority::Demand | Priority::Prefetch => MAX_REQUEST,
-        };
+        let limit = window::request_bytes(&self.upstream.speed());
         for part in blob.split(chunks, limit)? {
-            let permit = self.admit(priority, blob, &part).await;
-            let permit = permit.map(Arc::new);
+            let stored = blob.stored_range(&part)?;
+            let permit = self.admit(priority, stored.end - stored.start).await.map(Arc::new);
             if !blob.has_room() {
                 return Ok(());
             }
-            for claim in blob.claim_unready(part) {
-                let (fetcher, permit) = (Arc::clone(self), permit.clone());
-                self.runtime.spawn(async move { fetcher.fetch_shared(claim, priority, permit, 1).await });
+            for claim in blob.claim_absent(part) {
+                for absent in self.decode_staged(claim, priority)? {
+                    let bytes = absent.stored()?;
+                    self.rate.admit(bytes).await;
+                    let mut load = Load::new(&self.metrics, priority, bytes);
+                    load.share(permit.clone());
+                    let request = Request::new(absent, priority, eager.clone(), load);
+                    let fetcher = Arc::clone(self);
+                    self.runtime.spawn(async move { fetcher.run(request).await });
+                }
             }
         }
         Ok(())
     }
 
-    /// Waits until there is room for these chunks' stored bytes. `None` only when the mount ends.
-    async fn admit(&self, priority: Priority, blob: &Blob, chunks: &Range<u32>) -> Option<OwnedSemaphorePermit> {
-        let stored = blob.stored_range(chunks).unwrap_or_default();
-        let most = IN_FLIGHT_KIB[priority as usize];
-        let kib = u32::try_from((stored.end - stored.start).div_ceil(KIB)).unwrap_or(most).min(most);
-        Arc::clone(&self.in_flight[priority as usize]).acquire_many_owned(kib).await.ok()
-    }
-
-    async fn fetch(
+    /// Fetches some chunks of the whole image, and waits until they are there.
+    pub(crate) async fn fetch_through(
         self: &Arc<Self>,
-        claim: Claim,
-        priority: Priority,
-        permit: Option<OwnedSemaphorePermit>,
-        attempt: u32,
-    ) {
-        self.fetch_shared(claim, priority, permit.map(Arc::new), attempt).await;
-    }
-
-    /// One range request for all of a claim, and the decoding of what comes.
-    async fn fetch_shared(
-        self: &Arc<Self>,
-        claim: Claim,
-        priority: Priority,
-        permit: Option<Arc<OwnedSemaphorePermit>>,
-        attempt: u32,
-    ) {
-        let range = match claim.blob().stored_range(&claim.chunks()) {
-            Ok(range) => range,
-            Err(error) => return claim.land(|_| Err(Arc::clone(&error))),
-        };
-        self.counters.requests.fetch_add(1, Ordering::Relaxed);
-        let expected = range.end - range.start;
-        match self.receive(&claim, range).await {
-            Ok(bytes) => {
-                self.counters.fetched_bytes.fetch_add(expected, Ordering::Relaxed);
-                self.decode(claim, &bytes, priority, permit.as_ref(), attempt);
-            }
-            Err(error) => self.fail(claim, error),
-        }
-    }
-
-    async fn receive(&self, claim: &Claim, range: Range<u64>) -> Result<Bytes, SourceError> {
-        let expected = range.end - range.start;
-        let mut stream = self.source.open_range(claim.blob().record(), range).await?;
-        let mut bytes = BytesMut::new();
-        while let Some(piece) = stream.next().await {
-            bytes.extend_from_slice(&piece?);
-        }
-        match bytes.len() as u64 {
-            length if length == expected => Ok(bytes.freeze()),
-            length => {
-                let reason = format!("{length} bytes came where {expected} were asked for");
-                Err(SourceError::new(ErrorKind::BadAnswer, reason))
+        blob: &Arc<Blob>,
+        chunks: Range<u32>,
+    ) -> Result<(), Arc<ReadError>> {
+        self.fetch_absent(blob, chunks.clone(), vec![chunks.clone()], Priority::Fill).await?;
+        for flight in blob.flights_of(chunks.clone()) {
+            if let Outcome::Failed(error) = flight.wait().await {
+                return Err(error);
             }
         }
+        let Some(missing) = chunks.into_iter().find(|chunk| !blob.is_present(*chunk)) else { return Ok(()) };
+        let (digest, chunk) = (blob.record().digest, ChunkIndex(missing));
+        Err(Arc::new(ReadError::Stopped { digest, chunk }))
     }
 
-    fn fail(&self, claim: Claim, error: SourceError) {
-        let digest = claim.blob().record().digest;
-        let source: Arc<dyn std::error::Error + Send + Sync> = Arc::new(error);
-        tracing::warn!(blob = %digest, source = %self.source.name(), error = &*source as &dyn std::error::Error,
-            chunks = ?claim.chunks(), "cannot fetch");
-        claim.land(|chunk| {
-            let (chunk, source) = (ChunkIndex(chunk), Arc::clone(&source));
-            Err(Arc::new(ReadError::Source { digest, chunk, source }))
-        });
-    }
-
-    /// Hands the chunks of a response to the pool, in jobs of about [`JOB_BYTES`].
-    fn decode(
-        self: &Arc<Self>,
-        claim: Claim,
-        bytes: &Bytes,
-        priority: Priority,
-        permit: Option<&Arc<OwnedSemaphorePermit>>,
-        attempt: u32,
-    ) {
-        let blob = Arc::clone(claim.blob());
-        let mut rest = claim;
-        let mut offset = 0;
-        while !rest.chunks().is_empty() {
-            let (end, length) = match job_end(&blob, &rest.chunks()) {
-                Ok(job) => job,
-                Err(error) => return rest.land(|_| Err(Arc::clone(&error))),
+    /// Decodes those chunks of a claim whose bytes are staged; the rest must be fetched.
+    fn decode_staged(self: &Arc<Self>, mut claim: Claim, priority: Priority) -> Result<Vec<Claim>, Arc<ReadError>> {
+        let mut absent = Vec::new();
+        let mut at = claim.chunks().start;
+        while at < claim.chunks().end {
+            let Some(bytes) = self.staged.take(at) else {
+                at += 1;
+                continue;
             };
-            let (now, later) = rest.split_at(end);
-            rest = later;
-            let job = Job {
+            let before = claim.split_to(at);
+            if !before.is_empty() {
+                absent.push(before);
+            }
+            let one = claim.split_to(at + 1);
+            at += 1;
+            let stored = bytes.len() as u64;
+            self.neighbours.settled(stored, true);
+            let load = Arc::new(Load::new(&self.metrics, priority, stored));
+            self.decode(Job {
                 fetcher: Arc::clone(self),
-                claim: now,
-                bytes: bytes.slice(offset..(offset + length).min(bytes.len())),
-                attempt,
-                _permit: permit.cloned(),
-            };
-            offset += length;
-            self.pool.submit(priority, move |worker| job.run(worker));
+                claim: one,
+                bytes,
+                priority,
+                attempt: Attempt::default(),
+                load,
+            });
         }
+        if !claim.is_empty() {
+            absent.push(claim);
+        }
+        Ok(absent)
     }
 
-    /// A chunk came with wrong bytes: fetches it once more, or gives up.
-    fn retry(self: &Arc<Self>, claim: Claim, attempt: u32, error: ChunkError) {
-        let (blob, chunk) = (claim.blob().record().digest, ChunkIndex(claim.chunks().start));
-        self.counters.wrong_chunks.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(%blob, %chunk, attempt, source = %self.source.name(), %error, "a chunk came with wrong bytes");
-        if attempt >= VERIFY_ATTEMPTS {
-            let error = Arc::new(ReadError::Verify { digest: blob, chunk, attempts: attempt, source: error });
-            return claim.land(|_| Err(Arc::clone(&error)));
+    /// Waits until there is room for so many stored bytes. `None` only when the mount ends.
+    async fn admit(&self, priority: Priority, stored: u64) -> Option<OwnedSemaphorePermit> {
+        let most = IN_FLIGHT_KIB[priority as usize];
+        Arc::clone(&self.in_flight[priority as usize]).acquire_many_owned(kib(stored).min(most)).await.ok()
+    }
+
+    fn decode(&self, job: Job) {
+        self.pool.submit(job.priority, move |worker| job.run(worker));
+    }
+
+    /// Keeps a chunk that nobody wants yet, and makes room for it.
+    fn stage(self: &Arc<Self>, claim: Claim, bytes: &Bytes) -> Result<(), Claim> {
+        let (blob, chunk) = (Arc::clone(claim.blob()), claim.chunks().start);
+        blob.park(claim, || self.staged.put(&blob, chunk, bytes))?;
+        // Each round takes one out, unless somebody else is about to.
+        while let Some((blob, chunk)) = self.staged.surplus() {
+            let claims = blob.claim_absent(chunk..chunk + 1);
+            let Some(claim) = claims.into_iter().next() else {
+                // Whoever has the charge of it takes it out; or it came into the cache by another way.
+                if !blob.is_any_wanted(chunk..chunk + 1) && blob.is_verified(chunk) {
+                    self.staged.take(chunk);
+                    continue;
+                }
+                break;
+            };
+            match self.staged.take(chunk) {
+                None => claim.land(&Outcome::GivenUp),
+                Some(bytes) => {
+                    let load = Arc::new(Load::new(&self.metrics, Priority::Ahead, bytes.len() as u64));
+                    let attempt = Attempt::default();
+                    self.decode(Job {
+                        fetcher: Arc::clone(self),
+                        claim,
+                        bytes,
+                        priority: Priority::Fill,
+                        attempt,
+                        load,
+                    });
+                }
+            }
         }
+        Ok(())
+    }
+
+    /// A chunk came with wrong bytes: fetches it once more, from elsewhere if there is another source, or gives up.
+    fn retry(self: &Arc<Self>, claim: Claim, priority: Priority, mut attempt: Attempt, error: ChunkError) {
+        let (blob, chunk) = (claim.blob().record().digest, ChunkIndex(claim.chunks().start));
+        attempt.number += 1;
+        let source = attempt.source.map_or("memory", |source| self.upstream.name(source));
+        tracing::warn!(%blob, %chunk, attempt = attempt.number, source, %error, "a chunk came with wrong bytes");
+        let sources = self.upstream.sources();
+        if let Some(source) = attempt.source {
+            self.upstream.wrong_bytes(source, claim.blob().record());
+            attempt.avoid.push(source);
+        }
+        if attempt.avoid.len() >= sources {
+            attempt.avoid.clear();
+        }
+        if attempt.number >= VERIFY_ATTEMPTS.max(u32::try_from(sources).unwrap_or(u32::MAX)) {
+            let error = ReadError::Verify { digest: blob, chunk, attempts: attempt.number, source: error };
+            return claim.land(&Outcome::Failed(Arc::new(error)));
+        }
+        let Ok(stored) = claim.stored() else { return };
         let fetcher = Arc::clone(self);
         self.runtime.spawn(async move {
-            let permit = fetcher.admit(Priority::Demand, claim.blob(), &claim.chunks()).await;
-            fetcher.fetch(claim, Priority::Demand, permit, attempt + 1).await;
+            let mut load = Load::new(&fetcher.metrics, priority, stored);
+            if let Some(permit) = fetcher.admit(Priority::Demand, stored).await {
+                load.hold(permit);
+            }
+            let wanted = claim.chunks();
+            fetcher.run(Request::again(claim, priority, vec![wanted], load, attempt)).await;
         });
     }
 }
 
-/// Some chunks to decode, and their stored bytes.
+/// How often, and from where in vain, a chunk has been fetched.
+#[derive(Debug, Clone, Default)]
+struct Attempt {
+    number: u32,
+    /// Where the bytes at hand are from.
+    source: Option<SourceId>,
+    avoid: Vec<SourceId>,
+}
+
+/// A chunk to decode, and its stored bytes.
 struct Job {
     fetcher: Arc<Fetcher>,
     claim: Claim,
     bytes: Bytes,
-    attempt: u32,
+    priority: Priority,
+    attempt: Attempt,
     /// Gives the bytes' room back when the last job of a request is done.
-    _permit: Option<Arc<OwnedSemaphorePermit>>,
+    load: Arc<Load>,
 }
 
 impl Job {
     fn run(self, worker: &mut Worker) {
-        let Self { fetcher, claim: mut rest, mut bytes, attempt, _permit } = self;
-        while !rest.chunks().is_empty() {
-            let chunk = rest.chunks().start;
-            let (one, others) = rest.split_at(chunk + 1);
-            rest = others;
-            let record = match one.blob().chunk(chunk) {
-                Ok(record) => record,
-                Err(error) => {
-                    one.land(|_| Err(Arc::clone(&error)));
-                    continue;
-                }
-            };
-            let stored = bytes.split_to((record.compressed_size as usize).min(bytes.len()));
-            match worker.decode(&record, &stored) {
-                Ok(()) => {
-                    one.blob().store(chunk, &worker.buffer);
-                    fetcher.counters.chunks.fetch_add(1, Ordering::Relaxed);
-                    one.land(|_| Ok(()));
-                }
-                Err(error) => fetcher.retry(one, attempt, error),
+        let Self { fetcher, claim, bytes, priority, attempt, load } = self;
+        let chunk = claim.chunks().start;
+        let record = match claim.blob().chunk(chunk) {
+            Ok(record) => record,
+            Err(error) => return claim.land(&Outcome::Failed(error)),
+        };
+        match worker.decode(&record, &bytes) {
+            Ok(()) => {
+                claim.blob().store(chunk, &worker.buffer);
+                let priority = load.priority();
+                fetcher.metrics.decoded_bytes[priority].inc_by(u64::from(record.device_size));
+                fetcher.metrics.decoded_chunks[priority].inc();
+                claim.land(&Outcome::Landed);
             }
+            Err(error) => fetcher.retry(claim, priority, attempt, error),
         }
     }
-}
-
-/// Where a decode job that begins with these chunks ends, and how many stored bytes it has.
-fn job_end(blob: &Blob, chunks: &Range<u32>) -> Result<(u32, usize), Arc<ReadError>> {
-    let (mut decoded, mut stored) = (0, 0);
-    for chunk in chunks.clone() {
-        let record = blob.chunk(chunk)?;
-        decoded += u64::from(record.device_size);
-        stored += record.compressed_size as usize;
-        if decoded >= JOB_BYTES {
-            return Ok((chunk + 1, stored));
-        }
-    }
-    Ok((chunks.end, stored))
 }
 
 /// Cuts a claim into requests.
-fn cut(claim: Claim, limit: u64) -> Result<Vec<Claim>, Arc<ReadError>> {
+fn cut(mut claim: Claim, limit: u64) -> Result<Vec<Claim>, Arc<ReadError>> {
     let parts = claim.blob().split(claim.chunks(), limit)?;
-    let mut claims = Vec::with_capacity(parts.len());
-    let mut rest = claim;
-    for part in parts {
-        let (now, later) = rest.split_at(part.end);
-        claims.push(now);
-        rest = later;
-    }
-    Ok(claims)
+    Ok(parts.into_iter().map(|part| claim.split_to(part.end)).collect())
+}
+
+fn kib(bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(KIB)).unwrap_or(u32::MAX)
 }

@@ -1,22 +1,42 @@
 //! Single flight: a chunk that is on its way is waited for, not fetched again.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Notify;
 
 use crate::error::ReadError;
 
-/// What became of a chunk.
-pub(crate) type Outcome = std::result::Result<(), Arc<ReadError>>;
+/// What became of a chunk on its way.
+#[derive(Debug, Clone)]
+pub(crate) enum Outcome {
+    /// It can be read, or is at hand to be decoded.
+    Landed,
+    /// It was fetched for nobody in particular, and that was given up. Who wants it fetches it himself.
+    GivenUp,
+    /// It cannot be had.
+    Failed(Arc<ReadError>),
+}
 
 /// A chunk on its way into the cache. Any number of tasks wait for it; it lands once.
 #[derive(Debug, Default)]
 pub(crate) struct Flight {
     outcome: OnceLock<Outcome>,
     landed: Notify,
+    wanted: AtomicBool,
 }
 
 impl Flight {
+    /// Somebody waits for the chunk.
+    pub(crate) fn want(&self) {
+        self.wanted.store(true, Ordering::Release);
+    }
+
+    /// Whether anybody has waited for it so far.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.wanted.load(Ordering::Acquire)
+    }
+
     /// Wakes all who wait. Only the first outcome counts.
     pub(crate) fn land(&self, outcome: Outcome) {
         if self.outcome.set(outcome).is_ok() {
@@ -35,7 +55,7 @@ impl Flight {
         }
         landed.await;
         // `land` sets the outcome before it notifies.
-        self.outcome.get().cloned().unwrap_or(Ok(()))
+        self.outcome.get().cloned().unwrap_or(Outcome::GivenUp)
     }
 }
 
@@ -56,11 +76,12 @@ mod tests {
             .collect();
         tokio::task::yield_now().await;
         let error = ReadError::Stopped { digest: Digest::sha256([7; 32]), chunk: ChunkIndex(4) };
-        flight.land(Err(Arc::new(error)));
-        flight.land(Ok(()));
+        flight.land(Outcome::Failed(Arc::new(error)));
+        flight.land(Outcome::Landed);
         for waiter in waiters {
-            assert_eq!(waiter.await.unwrap().unwrap_err().chunk(), Some(ChunkIndex(4)));
+            let outcome = waiter.await.unwrap();
+            assert!(matches!(outcome, Outcome::Failed(e) if e.chunk() == Some(ChunkIndex(4))));
         }
-        assert!(flight.wait().await.is_err(), "and so does one who comes late");
+        assert!(matches!(flight.wait().await, Outcome::Failed(_)), "and so does one who comes late");
     }
 }

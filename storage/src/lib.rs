@@ -33,25 +33,28 @@ mod mapped;
 pub mod metrics;
 mod overflow;
 mod pool;
+mod prefetch;
 mod rate;
 mod readahead;
 mod reader;
 mod source;
+mod staged;
 #[cfg(test)]
 mod tests;
 mod upstream;
 mod walk;
+mod window;
 
 pub use error::{Error, ReadError, Result};
-pub use fetch::{MAX_REQUEST, Stats};
 pub use image::LazoImage;
 pub use mapped::Mapped;
+pub use metrics::Stats;
+pub use prefetch::Prefetch;
 pub use rate::RateLimiter;
-pub use readahead::MAX_WINDOW;
-pub use reader::Reader;
+pub use reader::{Parts, Reader};
 pub use source::{
-    BlobSource, BucketSource, ByteStream, EndpointSource, ErrorKind, LayoutSource, Origin, SourceError, SourceSpec,
-    SpecError, WebSource, of_image,
+    BlobSource, BucketSource, ByteStream, EndpointSource, ErrorKind, LayoutSource, SourceError, SourceSpec, SpecError,
+    WebSource, of_image,
 };
 pub use upstream::{Body, Cause, Policy, Reason, SourceId, Speed, Tried, Upstream, UpstreamError, Urgency};
 pub use walk::ResolveError;

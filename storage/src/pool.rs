@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use lazo_format::{ChunkDecoder, ChunkError};
 
+use crate::metrics::{Label as _, Priority};
+
 /// Fewest and most threads; between them, as many as there are cores. Two overlap one's cache write with the other's
 /// decompression; more than four outrun every network that was measured (a core decodes 430 MB/s).
 const THREADS: std::ops::RangeInclusive<usize> = 2..=4;
@@ -13,19 +15,8 @@ const THREADS: std::ops::RangeInclusive<usize> = 2..=4;
 /// A thread without work ends after this long, and gives its zstd context and buffer back.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// What goes before what.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Priority {
-    /// Somebody waits for it.
-    Demand,
-    /// Somebody is expected to read it soon.
-    Ahead,
-    /// The image says that it will be read.
-    Prefetch,
-}
-
 /// How many [`Priority`] there are.
-const PRIORITIES: usize = Priority::Prefetch as usize + 1;
+const PRIORITIES: usize = Priority::ALL.len();
 
 fn most_threads() -> usize {
     let cores = std::thread::available_parallelism().map_or(*THREADS.start(), usize::from);
@@ -155,17 +146,16 @@ mod tests {
             let gate = Arc::clone(&gate);
             pool.submit(Priority::Demand, move |_| gate.lock().unwrap().recv().unwrap());
         }
-        for (priority, name) in
-            [(Priority::Prefetch, "prefetch"), (Priority::Ahead, "ahead"), (Priority::Demand, "demand")]
-        {
+        let backwards = [Priority::Fill, Priority::Prefetch, Priority::Ahead, Priority::Demand];
+        for priority in backwards {
             let done = done.clone();
-            pool.submit(priority, move |_| done.send(name).unwrap());
+            pool.submit(priority, move |_| done.send(priority).unwrap());
         }
         pool.submit(Priority::Demand, |_| panic!("a job that fails"));
         // One thread only works through the queue, so that the order can be seen.
         release.send(()).unwrap();
-        let seen: Vec<_> = (0..3).map(|_| order.recv().unwrap()).collect();
+        let seen: Vec<_> = (0..4).map(|_| order.recv().unwrap()).collect();
         (1..most_threads()).for_each(|_| release.send(()).unwrap());
-        assert_eq!(seen, ["demand", "ahead", "prefetch"]);
+        assert_eq!(seen, Priority::ALL);
     }
 }

@@ -57,6 +57,25 @@ impl RateLimiter {
     }
 }
 
+impl RateLimiter {
+    /// Whether a request for so many bytes may be made at once, with nobody before it. If so, it counts.
+    pub(crate) fn try_admit(&self, bytes: u64) -> bool {
+        if self.unlimited {
+            return true;
+        }
+        let Ok(mut buckets) = self.buckets.try_lock() else { return false };
+        let Buckets { bytes: by_bytes, requests } = &mut *buckets;
+        let now = Instant::now();
+        let late = |bucket: &mut Option<Bucket>, tokens| bucket.as_mut().is_some_and(|b| b.ready(tokens, now) > now);
+        if late(by_bytes, bytes) || late(requests, 1) {
+            return false;
+        }
+        by_bytes.iter_mut().for_each(|bucket| bucket.take(bytes));
+        requests.iter_mut().for_each(|bucket| bucket.take(1));
+        true
+    }
+}
+
 /// A token bucket that may be overdrawn by what is larger than it.
 #[derive(Debug)]
 struct Bucket {

@@ -1,18 +1,14 @@
 //! Read-ahead: whether a blob is being read in order, and how far beyond its readers to fetch.
 //!
 //! Everything here counts in the blob's stored (compressed) bytes. A read that continues no earlier one asks for nothing
-//! ahead. One that does, in either direction, may ask for as much again as its stream has read so far, up to [`MAX_WINDOW`]: so
-//! what is read ahead in vain is never more than what was read, and a long reader reaches the full window within some ten
-//! requests.
+//! ahead. One that does, in either direction, may ask for as much again as its stream has read so far, up to what the network
+//! makes worthwhile ([`crate::window`]): so what is read ahead in vain is never more than what was read, and a long reader
+//! reaches the full window within some ten requests.
 //!
 //! Order means order in the blob, in which a directory's files lie together. So a walk over a tree is a stream, and a stream
 //! that runs backwards is what comes of programs that put directories on a stack.
 
 use std::ops::Range;
-
-/// Most stored bytes that are fetched ahead of one reader. Two requests of the largest size on their way while two more are
-/// being read: enough for 200 MB/s of stored bytes at 40 ms a request.
-pub const MAX_WINDOW: u64 = 16 << 20;
 
 /// How far from a stream's end a read may be and still continue it, in stored bytes; for a short stream, what it has read.
 /// Kernel read-ahead comes in pieces of up to 1 MiB and out of order; a directory's files lie near each other but not always in
@@ -41,7 +37,16 @@ struct Stream {
     used: u64,
 }
 
-/// What to do for a stream that goes on.
+/// What a read means.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// It continues nothing.
+    Alone,
+    /// It continues a stream, for which there may be something to fetch ahead now.
+    Onwards(Option<Ahead>),
+}
+
+/// What to fetch for a stream that goes on.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Ahead {
     /// The bytes to fetch now.
@@ -56,22 +61,22 @@ impl Streams {
         Self { size, streams: Vec::new(), clock: 0 }
     }
 
-    /// Somebody reads `range`: says what to fetch ahead of him.
-    pub(crate) fn read(&mut self, range: &Range<u64>) -> Option<Ahead> {
+    /// Somebody reads `range`: says what to fetch ahead of him, at most `most` bytes.
+    pub(crate) fn read(&mut self, range: &Range<u64>, most: u64) -> Step {
         self.clock += 1;
         let Some(stream) = self.streams.iter_mut().find(|s| s.goes_on_with(range)) else {
             self.begin(range);
-            return None;
+            return Step::Alone;
         };
         stream.used = self.clock;
-        if range.end > stream.read.end {
-            stream.forwards(range, self.size)
+        Step::Onwards(if range.end > stream.read.end {
+            stream.forwards(range, self.size, most)
         } else if range.start < stream.read.start {
-            stream.backwards(range)
+            stream.backwards(range, most)
         } else {
             // Several who want the same, or a piece out of order: no step ahead.
             None
-        }
+        })
     }
 
     fn begin(&mut self, range: &Range<u64>) {
@@ -91,38 +96,36 @@ impl Stream {
         range.start <= self.asked.end.saturating_add(slack) && range.end.saturating_add(slack) >= self.asked.start
     }
 
-    fn window(&self) -> u64 {
-        self.volume.min(MAX_WINDOW)
-    }
-
-    fn forwards(&mut self, range: &Range<u64>, size: u64) -> Option<Ahead> {
+    fn forwards(&mut self, range: &Range<u64>, size: u64, most: u64) -> Option<Ahead> {
         // What was asked for ahead has been read on the way; what was passed over beyond that has not.
         let from = if range.start <= self.asked.end { self.read.end } else { range.start };
         self.volume += range.end - from;
         self.read.end = range.end;
         self.asked.end = self.asked.end.max(range.end);
         let from = self.asked.end;
-        let to = range.end.saturating_add(self.window()).min(size);
+        let window = self.volume.min(most);
+        let to = range.end.saturating_add(window).min(size);
         // Half a window at least, so that requests are large; the rest of the blob however short.
-        if to <= from || (to < size && to - from < self.window() / 2) {
+        if to <= from || (to < size && to - from < window / 2) {
             return None;
         }
         self.asked.end = to;
-        Some(Ahead { fetch: from..to, mark: (to - (to - from).min(self.window() / 2)).max(from) })
+        Some(Ahead { fetch: from..to, mark: (to - (to - from).min(window / 2)).max(from) })
     }
 
-    fn backwards(&mut self, range: &Range<u64>) -> Option<Ahead> {
+    fn backwards(&mut self, range: &Range<u64>, most: u64) -> Option<Ahead> {
         let to = if range.end >= self.asked.start { self.read.start } else { range.end };
         self.volume += to - range.start;
         self.read.start = range.start;
         self.asked.start = self.asked.start.min(range.start);
         let to = self.asked.start;
-        let from = range.start.saturating_sub(self.window());
-        if from >= to || (from > 0 && to - from < self.window() / 2) {
+        let window = self.volume.min(most);
+        let from = range.start.saturating_sub(window);
+        if from >= to || (from > 0 && to - from < window / 2) {
             return None;
         }
         self.asked.start = from;
-        Some(Ahead { fetch: from..to, mark: (from + (to - from).min(self.window() / 2)).min(to - 1) })
+        Some(Ahead { fetch: from..to, mark: (from + (to - from).min(window / 2)).min(to - 1) })
     }
 }
 
@@ -132,12 +135,21 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
     const SIZE: u64 = 400 * MIB;
+    const MOST: u64 = 16 * MIB;
+
+    /// What is to be fetched ahead.
+    fn ahead(streams: &mut Streams, range: &Range<u64>) -> Option<Ahead> {
+        match streams.read(range, MOST) {
+            Step::Alone => None,
+            Step::Onwards(ahead) => ahead,
+        }
+    }
 
     #[test]
     fn scattered_reads_fetch_nothing_ahead() {
         let mut streams = Streams::new(SIZE);
         for at in [300, 5, 90, 200, 42, 7, 120, 0, 390] {
-            assert_eq!(streams.read(&(at * MIB..at * MIB + 80_000)), None, "at {at} MiB");
+            assert_eq!(streams.read(&(at * MIB..at * MIB + 80_000), MOST), Step::Alone, "at {at} MiB");
         }
     }
 
@@ -149,16 +161,16 @@ mod tests {
         while at < SIZE {
             let range = at..(at + step).min(SIZE);
             at = range.end;
-            if let Some(ahead) = streams.read(&range) {
+            if let Some(ahead) = ahead(&mut streams, &range) {
                 assert!(ahead.fetch.start >= fetched.max(at), "nothing is asked for twice");
-                assert!(ahead.fetch.end - at <= at.min(MAX_WINDOW));
+                assert!(ahead.fetch.end - at <= at.min(MOST));
                 assert!(ahead.fetch.contains(&ahead.mark));
                 fetched = ahead.fetch.end;
                 requests += 1;
             }
         }
         assert_eq!(fetched, SIZE, "the end is reached");
-        assert!(requests < SIZE / (MAX_WINDOW / 2) + 16, "{requests} plans are too many");
+        assert!(requests < SIZE / (MOST / 2) + 16, "{requests} plans are too many");
     }
 
     #[test]
@@ -169,8 +181,8 @@ mod tests {
         while at > 0 {
             let range = at.saturating_sub(step)..at;
             at = range.start;
-            if let Some(ahead) = streams.read(&range) {
-                assert!(ahead.fetch.end <= fetched.min(at) && at - ahead.fetch.start <= (SIZE - at).min(MAX_WINDOW));
+            if let Some(ahead) = ahead(&mut streams, &range) {
+                assert!(ahead.fetch.end <= fetched.min(at) && at - ahead.fetch.start <= (SIZE - at).min(MOST));
                 assert!(ahead.fetch.contains(&ahead.mark));
                 fetched = ahead.fetch.start;
             }
@@ -183,7 +195,7 @@ mod tests {
     fn the_same_place_again_is_no_sequence() {
         let mut streams = Streams::new(SIZE);
         for _ in 0..5 {
-            assert_eq!(streams.read(&(MIB..MIB + 100_000)), None);
+            assert_eq!(ahead(&mut streams, &(MIB..MIB + 100_000)), None);
         }
     }
 
@@ -194,7 +206,7 @@ mod tests {
         for step in 0..20 {
             for (reader, plans) in (0..).zip(&mut plans) {
                 let at = reader * 100 * MIB + step * 100_000;
-                *plans += u32::from(streams.read(&(at..at + 100_000)).is_some());
+                *plans += u32::from(ahead(&mut streams, &(at..at + 100_000)).is_some());
             }
         }
         assert!(plans.iter().all(|&p| p >= 4), "{plans:?}");
@@ -204,7 +216,7 @@ mod tests {
     fn pieces_out_of_order_are_one_stream() {
         let mut streams = Streams::new(SIZE);
         for at in [0, 100_000, 400_000, 200_000, 300_000] {
-            streams.read(&(at..at + 100_000));
+            streams.read(&(at..at + 100_000), MOST);
         }
         assert_eq!(streams.streams.len(), 1);
         assert_eq!(streams.streams[0].read, 0..500_000);

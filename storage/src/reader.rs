@@ -3,43 +3,84 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use lazo_format::{BlobIndex, ChunkIndex, DeviceAddr, Index, IndexError, PrefetchRange};
+use lazo_format::{BlobIndex, ChunkIndex, DeviceAddr, Index, IndexError};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use crate::blob::Blob;
 use crate::cache::Cache;
 use crate::error::ReadError;
-use crate::fetch::{Fetcher, Stats};
+use crate::fetch::Fetcher;
+use crate::flight::Outcome;
 use crate::mapped::Mapped;
-use crate::pool::Priority;
+use crate::metrics::{Metrics, Stats};
+use crate::rate::RateLimiter;
+use crate::readahead::Step;
 use crate::source::BlobSource;
+use crate::upstream::{Policy, Upstream};
+use crate::window;
 
-/// Rounds of fetching for one read. One is enough unless cache files are removed or damaged meanwhile.
-const ROUNDS: u32 = 3;
+/// Rounds of fetching for one read. One is enough unless what others had begun to fetch was given up, or chunks go from the cache
+/// again meanwhile.
+const ROUNDS: u32 = 8;
+
+/// What a [`Reader`] works with.
+#[derive(Debug)]
+pub struct Parts {
+    /// The image's chunk index.
+    pub index: Arc<Index<Mapped>>,
+    /// Where its blobs come from.
+    pub upstream: Upstream,
+    /// Where they stay.
+    pub cache: Arc<Cache>,
+    /// Bound on what nobody waits for.
+    pub rate: RateLimiter,
+    /// What counts.
+    pub metrics: Arc<Metrics>,
+    /// Runs the tasks.
+    pub runtime: Handle,
+}
+
+impl Parts {
+    /// With no bound on what nobody waits for, and the defaults for all else.
+    #[must_use]
+    pub fn new(
+        index: Arc<Index<Mapped>>,
+        sources: Vec<Arc<dyn BlobSource>>,
+        cache: Arc<Cache>,
+        runtime: Handle,
+    ) -> Self {
+        let metrics = Arc::new(Metrics::new());
+        let upstream = Upstream::new(sources, Policy::default(), Arc::clone(&metrics));
+        Self { index, upstream, cache, rate: RateLimiter::new(None, None), metrics, runtime }
+    }
+}
 
 /// Reads an image's blobs. Cheap to make; opens a blob's cache when it is first read.
 #[derive(Debug)]
 pub struct Reader {
-    index: Arc<Index<Mapped>>,
-    cache: Arc<Cache>,
+    pub(crate) index: Arc<Index<Mapped>>,
     blobs: Box<[OnceLock<Arc<Blob>>]>,
     opening: Mutex<()>,
-    fetcher: Arc<Fetcher>,
-    runtime: Handle,
-    prefetch: Mutex<Option<JoinHandle<()>>>,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) fetcher: Arc<Fetcher>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) runtime: Handle,
+    pub(crate) background: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Reader {
-    /// A reader of the blobs in `index`, fetching from `source`, keeping chunks in `cache`, with its tasks on `runtime`.
+    /// A reader of the blobs in the index.
     #[must_use]
-    pub fn new(index: Arc<Index<Mapped>>, source: Arc<dyn BlobSource>, cache: Arc<Cache>, runtime: Handle) -> Self {
+    pub fn new(parts: Parts) -> Self {
+        let Parts { index, upstream, cache, rate, metrics, runtime } = parts;
         Self {
             blobs: (0..index.blob_count()).map(|_| OnceLock::new()).collect(),
-            cache,
             opening: Mutex::default(),
-            fetcher: Arc::new(Fetcher::new(source, runtime.clone())),
-            prefetch: Mutex::default(),
+            cache,
+            fetcher: Arc::new(Fetcher::new(upstream, rate, Arc::clone(&metrics), runtime.clone())),
+            metrics,
+            background: Mutex::default(),
             index,
             runtime,
         }
@@ -69,7 +110,7 @@ impl Reader {
     /// Brings everything in `length` bytes from a device address into the cache.
     ///
     /// # Errors
-    /// When a chunk cannot be had: source and cache have been tried again where that makes sense.
+    /// When a chunk cannot be had: sources and cache have been tried again where that makes sense.
     pub async fn fetch(&self, blob: BlobIndex, at: DeviceAddr, length: usize) -> Result<(), Arc<ReadError>> {
         let (blob, chunks) = self.locate(blob, at, length)?;
         let mut lost = chunks.start;
@@ -78,12 +119,11 @@ impl Reader {
                 return Ok(());
             };
             lost = missing.start;
-            let flights = self.fetcher.demand(&blob, missing)?;
-            if round == 0 {
-                self.read_ahead(&blob, &chunks)?;
-            }
-            for flight in flights {
-                flight.wait().await?;
+            let alone = round == 0 && self.read_ahead(&blob, &chunks)?;
+            for flight in self.fetcher.demand(&blob, missing, alone)? {
+                if let Outcome::Failed(error) = flight.wait().await {
+                    return Err(error);
+                }
             }
         }
         match missing(&blob, &chunks)? {
@@ -107,55 +147,29 @@ impl Reader {
         Err(Arc::new(ReadError::Lost { digest: blob.record().digest, chunk: ChunkIndex(chunks.start) }))
     }
 
-    /// Begins to fetch the image's prefetch list in the background, in its order. Ends with the reader.
-    pub fn start_prefetch(self: &Arc<Self>) {
-        let (reader, index) = (Arc::downgrade(self), Arc::clone(&self.index));
-        let task = self.runtime.spawn(async move {
-            for range in index.prefetch() {
-                // Held for one range only, so that the reader can go meanwhile.
-                let Some(reader) = reader.upgrade() else { return };
-                if let Err(error) = reader.prefetch_range(range).await {
-                    tracing::warn!(error = &*error as &dyn std::error::Error, "prefetch given up");
-                    return;
-                }
-            }
-            tracing::debug!("all of the prefetch list has been asked for");
-        });
-        let mut running = self.prefetch.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(before) = running.replace(task) {
-            before.abort();
-        }
-    }
-
-    /// Counts since the reader was made.
+    /// Counts since the process began.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.fetcher.stats()
+        self.metrics.stats()
     }
 
-    async fn prefetch_range(&self, range: Result<PrefetchRange, IndexError>) -> Result<(), Arc<ReadError>> {
-        let bad = |source| Arc::new(ReadError::Index { blob: BlobIndex(0), at: 0, source });
-        let range = range.map_err(bad)?;
-        let blob = self.blob(self.index.blob_of(range.first).map_err(bad)?)?;
-        if range.chunks().end > blob.record().chunks().end {
-            return Err(bad(IndexError::Chunk(range.first, "a prefetch range leaves its blob")));
-        }
-        self.fetcher.fetch_unclaimed(&blob, range.chunks(), Priority::Prefetch).await
-    }
-
-    fn read_ahead(&self, blob: &Arc<Blob>, chunks: &Range<u32>) -> Result<(), Arc<ReadError>> {
+    /// Fetches ahead what a read of `chunks` makes likely to be read next. True if it continues nothing that was read before.
+    fn read_ahead(&self, blob: &Arc<Blob>, chunks: &Range<u32>) -> Result<bool, Arc<ReadError>> {
         let stored = blob.stored_range(chunks)?;
-        let Some(ahead) = blob.streams().read(&stored) else {
-            return Ok(());
+        let most = window::ahead_bytes(&self.fetcher.upstream().speed());
+        let step = blob.streams().read(&stored, most);
+        let ahead = match step {
+            Step::Alone => return Ok(true),
+            Step::Onwards(None) => return Ok(false),
+            Step::Onwards(Some(ahead)) => ahead,
         };
         let fetch = blob.chunks_stored_in(&ahead.fetch)?;
-        if fetch.is_empty() {
-            return Ok(());
+        if !fetch.is_empty() {
+            let mark = blob.chunks_stored_in(&(ahead.mark..ahead.fetch.end))?;
+            blob.mark(mark.start.min(fetch.end - 1));
+            self.fetcher.ahead(blob, fetch);
         }
-        let mark = blob.chunks_stored_in(&(ahead.mark..ahead.fetch.end))?;
-        blob.mark(mark.start.min(fetch.end - 1));
-        self.fetcher.ahead(blob, fetch);
-        Ok(())
+        Ok(false)
     }
 
     fn locate(
@@ -169,7 +183,7 @@ impl Reader {
         Ok((blob, chunks))
     }
 
-    fn blob(&self, number: BlobIndex) -> Result<Arc<Blob>, Arc<ReadError>> {
+    pub(crate) fn blob(&self, number: BlobIndex) -> Result<Arc<Blob>, Arc<ReadError>> {
         let Some(slot) = self.blobs.get(usize::from(number.0)) else {
             return Err(Arc::new(ReadError::Index { blob: number, at: 0, source: IndexError::NoBlob(number) }));
         };
@@ -187,7 +201,7 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        if let Some(task) = self.prefetch.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(task) = self.background.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
             task.abort();
         }
     }

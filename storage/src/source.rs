@@ -16,9 +16,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use futures_util::stream::{self, BoxStream, StreamExt as _};
+use futures_util::stream::BoxStream;
 use lazo_format::{BlobRecord, Digest};
-use lazo_registry::Source;
 
 pub use self::bucket::BucketSource;
 pub use self::layout::LayoutSource;
@@ -146,41 +145,4 @@ fn check_bounds(what: &str, blob: &BlobRecord, range: &Range<u64>) -> Result<(),
     }
     let (size, Range { start, end }) = (blob.compressed_size, range);
     Err(SourceError::new(ErrorKind::BadAnswer, format!("{what}: bytes {start}-{end} do not lie in its {size} bytes")))
-}
-
-/// The registry or layout that an image was opened from.
-#[derive(Debug)]
-pub struct Origin {
-    source: Source,
-    name: String,
-}
-
-impl Origin {
-    /// The place that `source` stands for.
-    #[must_use]
-    pub fn new(source: Source) -> Self {
-        let name = source.reference().to_string();
-        Self { source, name }
-    }
-}
-
-impl BlobSource for Origin {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn open_range<'a>(
-        &'a self,
-        blob: &'a BlobRecord,
-        range: Range<u64>,
-    ) -> BoxFuture<'a, Result<ByteStream, SourceError>> {
-        Box::pin(async move {
-            let read = self.source.blob_range(&blob.digest, blob.compressed_size, range).await;
-            let bytes = read.map_err(|error| {
-                let kind = if error.is_not_found() { ErrorKind::NotFound } else { ErrorKind::Unreachable };
-                SourceError::new(kind, error)
-            })?;
-            Ok(stream::once(std::future::ready(Ok(bytes))).boxed())
-        })
-    }
 }

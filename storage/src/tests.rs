@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io::Write as _;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -21,17 +22,25 @@ use tokio::runtime::Handle;
 
 use crate::cache::{Cache, CacheOptions};
 use crate::error::ReadError;
-use crate::fetch::MAX_REQUEST;
 use crate::mapped::Mapped;
-use crate::readahead::MAX_WINDOW;
-use crate::reader::Reader;
+use crate::prefetch::Prefetch;
+use crate::rate::RateLimiter;
+use crate::reader::{Parts, Reader};
 use crate::source::{BlobSource, ByteStream, ErrorKind, SourceError};
+use crate::upstream::{Policy, Upstream};
+use crate::window::{MAX_AHEAD, MAX_REQUEST, MAX_WINDOW};
 
 const CHUNK: usize = 64 << 10;
 const BLOB: BlobIndex = BlobIndex(0);
 
 /// Longest wait for something that happens in the background.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Bytes that come at a time.
+const PIECE: usize = 20_000;
+
+/// Of a process with little patience.
+const OUTAGE_LIMIT: Duration = Duration::from_millis(300);
 
 /// A blob, its content and its index.
 struct Image {
@@ -90,8 +99,19 @@ impl Image {
     /// A process that reads the image: what is verified is its own, the cache is shared.
     fn process(&self, source: &Arc<Registry>) -> Process<'_> {
         let source: Arc<dyn BlobSource> = Arc::<Registry>::clone(source);
-        let reader = Reader::new(self.index(), source, self.cache(), Handle::current());
-        Process { image: self, reader: Arc::new(reader) }
+        let parts = Parts::new(self.index(), vec![source], self.cache(), Handle::current());
+        Process { image: self, reader: Arc::new(Reader::new(parts)) }
+    }
+
+    /// The same for one that fetches nothing but what is wanted, and has little patience.
+    fn frugal_process(&self, source: &Arc<Registry>) -> Process<'_> {
+        let sources: Vec<Arc<dyn BlobSource>> = vec![Arc::<Registry>::clone(source)];
+        let mut parts = Parts::new(self.index(), sources.clone(), self.cache(), Handle::current());
+        let policy = Policy { outage_limit: OUTAGE_LIMIT, ..Policy::default() };
+        parts.upstream = Upstream::new(sources, policy, Arc::clone(&parts.metrics));
+        parts.rate = RateLimiter::new(NonZeroU64::new(1), None);
+        assert!(parts.rate.try_admit(1 << 40), "and no more for a long time");
+        Process { image: self, reader: Arc::new(Reader::new(parts)) }
     }
 
     fn registry(&self) -> Arc<Registry> {
@@ -210,7 +230,13 @@ impl BlobSource for Registry {
                     Ok(bytes.into())
                 }
             }?;
-            Ok(stream::once(std::future::ready(Ok(bytes))).boxed())
+            // In pieces, as from a network.
+            let pieces = stream::unfold(bytes, |mut rest| async move {
+                tokio::task::yield_now().await;
+                let piece = rest.split_to(rest.len().min(PIECE));
+                (!piece.is_empty()).then_some((Ok(piece), rest))
+            });
+            Ok(pieces.boxed())
         })
     }
 }
@@ -219,7 +245,7 @@ impl BlobSource for Registry {
 async fn a_scattered_read_is_one_request_for_exactly_its_chunks() {
     let image = Image::new(200);
     let registry = image.registry();
-    let process = image.process(&registry);
+    let process = image.frugal_process(&registry);
     process.read(100 * CHUNK + 5..100 * CHUNK + 6).await.unwrap();
     process.read(150 * CHUNK + 1000..153 * CHUNK + 1000).await.unwrap();
     process.read(20 * CHUNK..21 * CHUNK).await.unwrap();
@@ -227,6 +253,31 @@ async fn a_scattered_read_is_one_request_for_exactly_its_chunks() {
     process.read(150 * CHUNK..154 * CHUNK).await.unwrap();
     assert_eq!(registry.requests().len(), 3, "what is cached needs no request");
     assert_eq!(process.reader.stats().chunks, 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_miss_brings_its_neighbours_along_which_are_decoded_when_they_are_read() {
+    let image = Image::new(200);
+    let registry = image.registry();
+    let process = image.process(&registry);
+    process.read_chunk(100).await.unwrap();
+    let first = registry.requests();
+    assert!(
+        matches!(&first[..], [one] if one.start <= image.stored(99..100).start && one.end >= image.stored(101..105).end)
+    );
+    for chunk in [103, 99, 101] {
+        process.read_chunk(chunk).await.unwrap();
+    }
+    let first_only =
+        |request: &Range<u64>| request.start >= first[0].end || request.end <= first[0].start || *request == first[0];
+    assert!(
+        registry.requests().iter().all(first_only),
+        "what is staged is not fetched again: {:?}",
+        registry.requests()
+    );
+    process.read(0..200 * CHUNK).await.unwrap();
+    assert_eq!(registry.bytes_once(), image.blob.len() as u64);
+    assert_eq!(process.reader.stats().chunks, 200, "nothing is decoded twice");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -274,7 +325,7 @@ async fn reading_a_part_in_order_fetches_no_more_than_that_much_ahead() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let ahead = registry.bytes_once() - size;
-    assert!(ahead > 0 && ahead <= size.min(MAX_WINDOW) + CHUNK as u64, "{ahead} bytes ahead after {size}");
+    assert!(ahead > 0 && ahead <= size.min(MAX_AHEAD) + MAX_WINDOW, "{ahead} bytes ahead after {size}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -342,7 +393,7 @@ async fn a_cache_that_is_cut_or_removed_under_a_reader_is_no_wrong_byte() {
 async fn wrong_bytes_once_are_fetched_again_alone() {
     let image = Image::new(20);
     let registry = image.registry();
-    let process = image.process(&registry);
+    let process = image.frugal_process(&registry);
     let wrong = image.stored(0..3).end as usize + 10;
     registry.play([Trick::Flip(wrong)]);
     process.read(0..10 * CHUNK).await.unwrap();
@@ -354,7 +405,7 @@ async fn wrong_bytes_once_are_fetched_again_alone() {
 async fn wrong_bytes_each_time_are_an_error_for_that_chunk_only() {
     let image = Image::new(20);
     let registry = image.registry();
-    let process = image.process(&registry);
+    let process = image.frugal_process(&registry);
     registry.play([Trick::Flip(10), Trick::Flip(10), Trick::Flip(10)]);
     let error = process.read_chunk(6).await.unwrap_err();
     assert!(matches!(&*error, ReadError::Verify { attempts: 3, chunk: ChunkIndex(6), .. }), "{error:?}");
@@ -364,17 +415,38 @@ async fn wrong_bytes_each_time_are_an_error_for_that_chunk_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_source_that_fails_fails_all_who_wait_and_is_asked_again_by_the_next() {
+async fn readers_wait_through_a_short_outage_and_fail_in_a_long_one() {
     let image = Image::new(20);
     let registry = image.registry();
-    let process = image.process(&registry);
-    for trick in [Trick::Refuse, Trick::Cut] {
-        registry.play([trick]);
-        let reads = join_all((0..8).map(|_| process.read_chunk(6))).await;
-        assert!(reads.iter().all(|r| matches!(r, Err(e) if e.chunk() == Some(ChunkIndex(6)))), "{reads:?}");
+    let process = image.frugal_process(&registry);
+    registry.play([Trick::Refuse]);
+    for read in join_all((0..8).map(|_| process.read_chunk(6))).await {
+        read.unwrap();
     }
-    process.read_chunk(6).await.unwrap();
-    assert_eq!(registry.requests().len(), 3);
+    assert_eq!(registry.requests().len(), 2, "one for all who wait, and once more");
+
+    registry.play((0..1000).map(|_| Trick::Refuse));
+    let begin = Instant::now();
+    let reads = join_all((0..8).map(|_| process.read_chunk(7))).await;
+    assert!(reads.iter().all(|r| matches!(r, Err(e) if e.chunk() == Some(ChunkIndex(7)))), "{reads:?}");
+    assert!(begin.elapsed() >= OUTAGE_LIMIT);
+    registry.script.lock().unwrap().clear();
+    // Reads go on failing at once for some seconds, except for those that probe.
+    while process.read_chunk(7).await.is_err() {
+        assert!(begin.elapsed() < PATIENCE, "the source is back");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_an_answer_that_breaks_off_only_the_rest_is_fetched_again() {
+    let image = Image::new(20);
+    let registry = image.registry();
+    let process = image.frugal_process(&registry);
+    registry.play([Trick::Cut]);
+    process.read(3 * CHUNK..9 * CHUNK).await.unwrap();
+    let all = image.stored(3..9);
+    assert_eq!(registry.requests(), [all.clone(), all.end - 1..all.end]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -397,20 +469,24 @@ async fn the_prefetch_list_is_fetched_in_large_requests() {
     let image = Image::with_prefetch(600, vec![range(400, 200), range(3, 1)]);
     let registry = image.registry();
     let process = image.process(&registry);
-    process.reader.start_prefetch();
+    process.reader.start_prefetch(Prefetch::Hints);
     process.until("all of the list arrives", |r| r.stats().chunks == 201).await;
     let listed =
         image.stored(3..4).end - image.stored(3..4).start + image.stored(400..600).end - image.stored(400..600).start;
     assert_eq!(registry.bytes_once(), listed);
-    assert_eq!(registry.requests().len(), 3, "6.5 MiB and a chunk: {:?}", registry.requests());
+    let made = registry.requests();
+    assert!(
+        made[0].start == image.stored(400..401).start && made.len() < 16,
+        "in its order, 6.5 MiB and a chunk: {made:?}"
+    );
     process.read(400 * CHUNK..600 * CHUNK).await.unwrap();
     process.read_chunk(3).await.unwrap();
-    assert_eq!(registry.requests().len(), 3);
+    assert_eq!(registry.requests().len(), made.len());
 
     let later = image.process(&registry);
-    later.reader.start_prefetch();
+    later.reader.start_prefetch(Prefetch::Hints);
     later.read_chunk(3).await.unwrap();
-    assert_eq!(registry.requests().len(), 3, "what is cached is not fetched again");
+    assert_eq!(registry.requests().len(), made.len(), "what is cached is not fetched again");
 }
 
 #[test]

@@ -191,6 +191,19 @@ impl Upstream {
         &self.0.named(source).name
     }
 
+    /// How many sources there are.
+    #[must_use]
+    pub fn sources(&self) -> usize {
+        self.0.sources.len()
+    }
+
+    /// The name of the source that would serve now.
+    #[must_use]
+    pub fn serving(&self) -> &str {
+        let source = self.0.board().serving();
+        self.name(source)
+    }
+
     /// How patient this one is.
     #[must_use]
     pub fn policy(&self) -> &Policy {

@@ -182,8 +182,8 @@ async fn a_reader_gets_files_from_a_layout() {
     let index = std::sync::Arc::clone(image.index());
     let options = lazo_storage::cache::CacheOptions::default();
     let cache = lazo_storage::cache::Cache::open(&place.state(), options, std::sync::Arc::default()).unwrap();
-    let reader =
-        lazo_storage::Reader::new(index, std::sync::Arc::new(lazo_storage::Origin::new(source)), cache, runtime);
+    let parts = lazo_storage::Parts::new(index, lazo_storage::of_image(&source).unwrap(), cache, runtime);
+    let reader = lazo_storage::Reader::new(parts);
     let mut buf = vec![0; content.len()];
     reader.read(lazo_format::BlobIndex(0), DeviceAddr(0), &mut buf).await.unwrap();
     assert!(buf == content);

@@ -7,6 +7,7 @@
 //! punched. `files` is replaced only when somebody else has removed or cut them.
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::files::{Files, Harm, Shape};
+use super::lock;
 use super::pause::Pause;
 use super::{Cache, say_paused};
 use crate::bits::Bits;
@@ -116,6 +118,12 @@ impl BlobCache {
             blob.cannot_store(&error);
         }
         blob
+    }
+
+    /// Takes on the fetching of the whole blob, for as long as what is returned is held; one process does it at a time.
+    pub(crate) fn begin_fill(&self) -> Option<File> {
+        let file = File::options().read(true).write(true).open(self.dir.join(super::files::LOCK)).ok()?;
+        lock::try_lock(&file, super::files::FILL, lock::Kind::Exclusive).ok()?.then_some(file)
     }
 
     /// Whether the cache has taken what it was given of late: if not, only what somebody waits for should be fetched.

@@ -24,6 +24,9 @@ pub(super) const LOCK: &str = "lock";
 /// The byte of the lock file that stands for the directory.
 pub(super) const WHOLE: lock::Byte = 0;
 
+/// What of it is locked by the process that fetches the whole blob.
+pub(super) const FILL: lock::Byte = 1;
+
 /// How long to try for a lock that others hold while they remove the directory or punch a few holes; both take milliseconds.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 

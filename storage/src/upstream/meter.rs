@@ -36,8 +36,8 @@ const FIRST_BYTE_GAIN: f64 = 0.25;
 /// Transfer time after which a byte counts half. Some ten requests of a usual size on a slow line.
 const HALF_LIFE: Duration = Duration::from_secs(1);
 
-/// Transfer time for which the unmeasured bandwidth counts.
-const PRIOR: Duration = Duration::from_millis(50);
+/// Transfer time for which the unmeasured bandwidth counts: on a fast link the first answer or two are enough to forget it.
+const PRIOR: Duration = Duration::from_millis(5);
 
 /// Longest time without a byte that counts as transfer. What is longer is an outage and says nothing about bandwidth.
 const MAX_GAP: Duration = Duration::from_millis(500);

@@ -1,0 +1,230 @@
+//! One range request for neighbouring chunks, repeated for what its answer did not bring.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+use lazo_format::ChunkIndex;
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{Attempt, Fetcher, Job};
+use crate::blob::Claim;
+use crate::error::ReadError;
+use crate::flight::Outcome;
+use crate::metrics::{Metrics, Priority};
+use crate::source::SourceError;
+use crate::upstream::{Body, Urgency};
+
+/// What a request's bytes take of the bounds, until all of them are decoded, staged or given up.
+#[derive(Debug)]
+pub(super) struct Load {
+    priority: Priority,
+    counted: Vec<(Gauge, i64)>,
+    permits: Vec<OwnedSemaphorePermit>,
+    shared: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+impl Load {
+    pub(super) fn new(metrics: &Metrics, priority: Priority, stored: u64) -> Self {
+        let mut load = Self { priority, counted: Vec::new(), permits: Vec::new(), shared: None };
+        load.count(metrics, priority, stored);
+        load
+    }
+
+    fn count(&mut self, metrics: &Metrics, priority: Priority, stored: u64) {
+        let (gauge, bytes) = (metrics.in_flight_bytes[priority].clone(), i64::try_from(stored).unwrap_or(i64::MAX));
+        gauge.inc_by(bytes);
+        self.counted.push((gauge, bytes));
+    }
+
+    /// Bytes of another priority in the same request.
+    pub(super) fn add(&mut self, metrics: &Metrics, priority: Priority, stored: u64, permit: OwnedSemaphorePermit) {
+        self.count(metrics, priority, stored);
+        self.permits.push(permit);
+    }
+
+    pub(super) fn hold(&mut self, permit: OwnedSemaphorePermit) {
+        self.permits.push(permit);
+    }
+
+    pub(super) fn share(&mut self, permit: Option<Arc<OwnedSemaphorePermit>>) {
+        self.shared = permit;
+    }
+
+    /// Why the request was made.
+    pub(super) fn priority(&self) -> Priority {
+        self.priority
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        for (gauge, bytes) in &self.counted {
+            gauge.dec_by(*bytes);
+        }
+    }
+}
+
+/// A request for the chunks of a claim.
+pub(super) struct Request {
+    /// What has not arrived.
+    rest: Claim,
+    priority: Priority,
+    /// Chunks that are decoded when they arrive. Others are staged, unless somebody wants them by then.
+    eager: Vec<Range<u32>>,
+    load: Arc<Load>,
+    attempt: Attempt,
+    /// The stored bytes that have arrived of the first chunk of `rest`.
+    partial: BytesMut,
+}
+
+impl Request {
+    pub(super) fn new(claim: Claim, priority: Priority, eager: Vec<Range<u32>>, load: Load) -> Self {
+        Self::again(claim, priority, eager, load, Attempt::default())
+    }
+
+    pub(super) fn again(
+        claim: Claim,
+        priority: Priority,
+        eager: Vec<Range<u32>>,
+        load: Load,
+        attempt: Attempt,
+    ) -> Self {
+        Self { rest: claim, priority, eager, load: Arc::new(load), attempt, partial: BytesMut::new() }
+    }
+
+    /// Place of what is missing in the blob.
+    fn range(&self) -> Result<Range<u64>, Arc<ReadError>> {
+        let range = self.rest.blob().stored_range(&self.rest.chunks())?;
+        Ok(range.start + self.partial.len() as u64..range.end)
+    }
+
+    fn is_wanted(&self) -> bool {
+        self.rest.blob().is_any_wanted(self.rest.chunks())
+    }
+
+    fn is_eager(&self, chunk: u32) -> bool {
+        self.eager.iter().any(|range| range.contains(&chunk))
+    }
+
+    /// All that is missing has become `outcome`.
+    fn land(self, outcome: &Outcome) {
+        self.rest.land(outcome);
+    }
+}
+
+/// Counts a request for as long as it runs.
+struct Running<'a> {
+    fetcher: &'a Fetcher,
+    priority: Priority,
+}
+
+impl<'a> Running<'a> {
+    fn new(fetcher: &'a Fetcher, priority: Priority) -> Self {
+        fetcher.metrics.in_flight_requests[priority].inc();
+        if priority == Priority::Demand {
+            fetcher.demand.running.fetch_add(1, Ordering::AcqRel);
+        }
+        Self { fetcher, priority }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.fetcher.metrics.in_flight_requests[self.priority].dec();
+        if self.priority == Priority::Demand {
+            *self.fetcher.demand.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Instant::now();
+            self.fetcher.demand.running.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+impl Fetcher {
+    /// Makes the request, as often as it takes.
+    pub(super) async fn run(self: &Arc<Self>, mut request: Request) {
+        let _running = Running::new(self, request.priority);
+        let mut progress = Instant::now();
+        loop {
+            let range = match request.range() {
+                Ok(range) => range,
+                Err(error) => return request.land(&Outcome::Failed(error)),
+            };
+            let wanted = request.is_wanted();
+            let urgency = if wanted { Urgency::Waiting } else { Urgency::Ahead };
+            let record = request.rest.blob().record();
+            let error = match self.upstream.open(record, range.clone(), urgency, &request.attempt.avoid).await {
+                Err(error) if wanted => return self.fail(request, error.into()),
+                Err(error) => {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "given up what nobody waits for");
+                    return request.land(&Outcome::GivenUp);
+                }
+                Ok(mut body) => match self.receive(&mut request, &mut body).await {
+                    Ok(()) if request.rest.is_empty() => return,
+                    Ok(()) => None,
+                    Err(error) => Some(error),
+                },
+            };
+            if request.range().is_ok_and(|rest| rest.start > range.start) {
+                progress = Instant::now();
+            } else if progress.elapsed() > self.upstream.policy().outage_limit {
+                let error = error.map_or_else(|| "answers end before their time".into(), Into::into);
+                return self.fail(request, error);
+            }
+        }
+    }
+
+    fn fail(&self, request: Request, error: Box<dyn std::error::Error + Send + Sync>) {
+        let digest = request.rest.blob().record().digest;
+        let chunk = ChunkIndex(request.rest.chunks().start);
+        let error = ReadError::Source { digest, chunk, source: Arc::from(error) };
+        request.land(&Outcome::Failed(Arc::new(error)));
+    }
+
+    /// Takes an answer apart as it comes.
+    async fn receive(self: &Arc<Self>, request: &mut Request, body: &mut Body) -> Result<(), SourceError> {
+        request.attempt.source = Some(body.source());
+        while let Some(mut piece) = body.next().await? {
+            self.metrics.fetched_bytes[request.priority].inc_by(piece.len() as u64);
+            while !piece.is_empty() && !request.rest.is_empty() {
+                let chunk = request.rest.chunks().start;
+                let Ok(record) = request.rest.blob().chunk(chunk) else { return Ok(()) };
+                let size = record.compressed_size as usize;
+                let bytes = if request.partial.is_empty() && piece.len() >= size {
+                    piece.split_to(size)
+                } else {
+                    let missing = size - request.partial.len();
+                    request.partial.reserve(missing);
+                    request.partial.extend_from_slice(&piece.split_to(missing.min(piece.len())));
+                    if request.partial.len() < size {
+                        break;
+                    }
+                    std::mem::take(&mut request.partial).freeze()
+                };
+                self.arrived(request, bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// All stored bytes of the first chunk of the rest are there.
+    fn arrived(self: &Arc<Self>, request: &mut Request, bytes: Bytes) {
+        let chunk = request.rest.chunks().start;
+        let mut one = request.rest.split_to(chunk + 1);
+        let mut priority = request.priority;
+        if !request.is_eager(chunk) {
+            match self.stage(one, &bytes) {
+                Ok(()) => return,
+                Err(wanted) => one = wanted,
+            }
+            self.neighbours.settled(bytes.len() as u64, true);
+            priority = Priority::Demand;
+        } else if priority != Priority::Demand && one.blob().is_any_wanted(chunk..chunk + 1) {
+            priority = Priority::Demand;
+        }
+        let (fetcher, load, attempt) = (Arc::clone(self), Arc::clone(&request.load), request.attempt.clone());
+        self.decode(Job { fetcher, claim: one, bytes, priority, attempt, load });
+    }
+}
