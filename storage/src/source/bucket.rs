@@ -3,6 +3,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ pub struct BucketSource {
     /// Replaced when its credentials are refused.
     store: Mutex<Arc<AmazonS3>>,
     unsigned: bool,
+    /// Whether there have been credentials: if so, a service that does not give them now has an outage.
+    had_credentials: AtomicBool,
     web: Web,
 }
 
@@ -73,7 +76,8 @@ impl BucketSource {
         let retry = RetryConfig { max_retries: 0, ..RetryConfig::default() };
         let builder = builder.with_bucket_name(bucket).with_retry(retry).with_http_connector(Connector(web.clone()));
         let store = build(&name, &builder)?;
-        Ok(Self { name, prefix: prefix.to_owned(), builder, store: Mutex::new(store), unsigned, web })
+        let (prefix, store, had_credentials) = (prefix.to_owned(), Mutex::new(store), AtomicBool::new(false));
+        Ok(Self { name, prefix, builder, store, unsigned, had_credentials, web })
     }
 
     async fn open(&self, blob: &BlobRecord, range: Range<u64>) -> Result<ByteStream, SourceError> {
@@ -109,8 +113,11 @@ impl BucketSource {
         let path = if self.prefix.is_empty() { path } else { format!("{}/{path}", self.prefix) };
         let path = Path::parse(path).map_err(|e| self.failed(ErrorKind::Local, e))?;
         let signed = tokio::time::timeout(CREDENTIALS_TIMEOUT, store.signed_url(Method::GET, &path, SIGNED_FOR)).await;
-        let mut url =
-            signed.map_err(|e| self.failed(ErrorKind::Denied, e))?.map_err(|e| self.failed(ErrorKind::Denied, e))?;
+        let kind = |kind| if self.had_credentials.load(Ordering::Relaxed) { kind } else { ErrorKind::Denied };
+        let mut url = signed
+            .map_err(|e| self.failed(kind(ErrorKind::Timeout), e))?
+            .map_err(|e| self.failed(kind(ErrorKind::Unreachable), e))?;
+        self.had_credentials.store(true, Ordering::Relaxed);
         if self.unsigned {
             url.set_query(None);
         }
@@ -160,7 +167,8 @@ fn failed(name: &str, kind: ErrorKind, source: impl Into<Box<dyn StdError + Send
             "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_SKIP_SIGNATURE=true if everyone may \
              read it"
         }
-        _ => "its settings cannot be used; look at the AWS_ variables",
+        ErrorKind::Local => "its settings cannot be used; look at the AWS_ variables",
+        _ => "its credentials cannot be renewed",
     };
     SourceError::new(kind, Unusable { text: format!("{name}: {hint}"), source: source.into() })
 }

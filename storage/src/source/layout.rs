@@ -17,8 +17,8 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::{BlobSource, ByteStream, ErrorKind, SourceError, blob_path, check_bounds};
 
-/// Bytes read at a time: half a millisecond from memory, against which a thread's start and end (some 30 microseconds)
-/// are little; and few enough that a file server of 1 Mbit/s keeps a stream from looking stalled.
+/// Bytes read at a time. From memory that takes 0.2 ms, to which a thread's start and end add 0.03; and a file server of
+/// 1 Mbit/s still gives a piece within the time after which a stream counts as stalled.
 const PIECE: u64 = 1 << 20;
 /// Reads under way at a time. A disk is busy with fewer; more hide the latency of a file server.
 const MAX_READS: usize = 16;

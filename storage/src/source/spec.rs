@@ -16,12 +16,13 @@ use super::{BlobSource, SourceError};
 /// A place that has blobs as `blobs/sha256/HEX`, as written: `oci:DIR`, `http://HOST/PATH/`, `https://HOST/PATH/` or
 /// `s3://BUCKET/PREFIX`.
 ///
-/// Shown without the login that a URL may hold.
+/// A relative DIR is one of the working directory at the time of parsing. Shown without the login that a URL may hold.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SourceSpec(Kind);
 
 #[derive(Clone, PartialEq, Eq)]
 enum Kind {
+    /// Absolute.
     Layout(PathBuf),
     /// Its path ends with a slash.
     Web(Url),
@@ -49,7 +50,7 @@ impl SourceSpec {
     /// settings are those of the environment now (`AWS_*`).
     ///
     /// # Errors
-    /// When the settings of a bucket contradict each other, or the path of a layout cannot be made absolute.
+    /// When the settings of a bucket contradict each other.
     pub fn open(&self, options: &Options) -> Result<Arc<dyn BlobSource>, SourceError> {
         Ok(match &self.0 {
             Kind::Layout(path) => Arc::new(LayoutSource::new(path)?),
@@ -89,7 +90,8 @@ fn layout(path: &str) -> Result<Kind, String> {
     let last = Path::new(path).file_name().unwrap_or_default();
     match last.to_string_lossy().split_once(':') {
         Some((_, tag)) if !path.ends_with('/') => Err(format!("a source holds blobs, not tags: leave out :{tag}")),
-        _ => Ok(Kind::Layout(path.into())),
+        // Now, as who serves a mount may leave the working directory.
+        _ => std::path::absolute(path).map(Kind::Layout).map_err(|e| e.to_string()),
     }
 }
 

@@ -49,6 +49,23 @@ async fn of_an_image() {
     suite::exact_ranges(source).await;
 }
 
+/// An archive is read by what reads the image's manifest, and as exactly.
+#[tokio::test]
+async fn of_an_archive() {
+    let directory = tempfile::tempdir().unwrap();
+    write_layout(directory.path(), &[&bytes()]);
+    let path = directory.path().join("archive.tar");
+    let mut archive = tar::Builder::new(fs::File::create(&path).unwrap());
+    archive.append_dir_all("blobs", directory.path().join("blobs")).unwrap();
+    archive.finish().unwrap();
+    let opened = Source::open(&ImageRef::OciArchive { path, tag: None }, &Options::default()).await.unwrap();
+    let [source] = of_image(&opened).unwrap().try_into().ok().expect("one source");
+    suite::exact_ranges(Arc::clone(&source)).await;
+    suite::parallel_ranges(Arc::clone(&source)).await;
+    suite::other_blobs(Arc::clone(&source)).await;
+    suite::dropped_streams(source).await;
+}
+
 #[tokio::test]
 async fn damage() {
     let (directory, source) = layout();

@@ -5,9 +5,13 @@ use std::time::Duration;
 
 use lazo_registry::Options;
 use lazo_storage::{BlobSource, BucketSource, ErrorKind, SourceSpec};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 
 use crate::faults::Proxy;
-use crate::servers::{BUCKET, LOGIN, PREFIX, certificate, nginx, nginx_with_login, nginx_with_tls, s3, s3_settings};
+use crate::servers::{
+    BUCKET, KEY_ID, LOGIN, PREFIX, SECRET_KEY, certificate, nginx, nginx_with_login, nginx_with_tls, s3, s3_settings,
+};
 use crate::suite::{bytes, exact_ranges, failure, read, record, told};
 
 fn open(spec: &str, options: &Options) -> Arc<dyn BlobSource> {
@@ -79,11 +83,56 @@ async fn a_bucket_wants_the_right_key() {
     assert_eq!(read(&with(&[("AWS_REGION", None)]).unwrap(), &blob, 0..3).await, bytes()[..3]);
 }
 
+/// Gives credentials as a container's service does: old ones once, then good ones which have to be asked for each time.
+async fn credential_service(listener: TcpListener) {
+    for number in 0.. {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        assert!(String::from_utf8_lossy(&head).contains("authorization: the token"));
+        let (key, expiry) = if number == 0 { ("old", 2100) } else { (SECRET_KEY, 2000) };
+        let body = format!(
+            r#"{{"AccessKeyId": "{KEY_ID}", "SecretAccessKey": "{key}", "Token": "", "Expiration": "{expiry}-01-01T00:00:00Z"}}"#
+        );
+        let length = body.len();
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}");
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_bucket_renews_credentials_that_are_refused() {
+    let server = s3(&[&bytes()]).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let token = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(token.path(), "the token").unwrap();
+    let mut settings = s3_settings(server.address);
+    settings.retain(|(key, _)| !key.contains("KEY"));
+    let address = format!("http://{}/credentials", listener.local_addr().unwrap());
+    settings.push(("AWS_CONTAINER_CREDENTIALS_FULL_URI".to_owned(), address));
+    let file = token.path().to_str().unwrap().to_owned();
+    settings.push(("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE".to_owned(), file));
+    let source = BucketSource::new(BUCKET, PREFIX, settings, &Options::default()).unwrap();
+    let service = tokio::spawn(credential_service(listener));
+    let blob = record(&bytes());
+    for _ in 0..2 {
+        assert_eq!(read(&source, &blob, 10..20).await, bytes()[10..20]);
+    }
+    // Its end, after there were credentials, is an outage and no refusal.
+    service.abort();
+    assert!(service.await.unwrap_err().is_cancelled());
+    assert_eq!(failure(&source, &blob, 10..20).await.kind, ErrorKind::Unreachable);
+}
+
 #[test]
 fn what_users_write() {
+    let here = std::env::current_dir().unwrap();
+    let relative = format!("oci:{}/images", here.display());
     let good = [
         ("oci:/mnt/nas/images", "oci:/mnt/nas/images"),
-        ("oci:images", "oci:images"),
+        ("oci:images", relative.as_str()),
         ("oci:/a:b/", "oci:/a:b/"),
         ("http://host", "http://host/"),
         ("https://host:5000/a/b", "https://host:5000/a/b/"),
