@@ -9,6 +9,7 @@ mod interop;
 mod lazy;
 mod metrics;
 mod mount;
+mod options;
 #[path = "../support/mod.rs"]
 mod support;
 mod tree;

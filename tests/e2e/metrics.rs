@@ -7,22 +7,20 @@ use std::{
         fs::{FileTypeExt as _, MetadataExt as _},
         net::UnixListener,
     },
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Command,
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
 };
 
 use crate::support::{
     Scratch, converted,
     layout::Manifest,
+    metrics::{curl, one, until, value},
     mounted::{Mounted, is_mounted},
     registry::Registry,
     run, stdout_of,
 };
 
-/// How long anything may take to be seen.
-const LIMIT: Duration = Duration::from_secs(20);
 /// Readers at a time; more than there are log lines for.
 const READERS: usize = 24;
 /// Lines of a kind that the log has room for in one go.
@@ -32,36 +30,6 @@ const FILE: &[u8] = b"odd/data/noise-524288";
 
 fn small() -> String {
     format!("oci:{}:lazo", converted("small", "gzip").display())
-}
-
-/// Waits until `look` finds something.
-fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let begin = Instant::now();
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(begin.elapsed() < LIMIT, "{what}: not in {LIMIT:?}");
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn curl(socket: &Path, url: &str, more: &[&str]) -> String {
-    let socket = socket.to_str().expect("a plain path");
-    run("curl", ["--silent", "--show-error", "--max-time", "10", "--unix-socket", socket, url].iter().chain(more))
-}
-
-/// The value of a sample, as `NAME` or `NAME{LABEL="VALUE"}`.
-fn value(text: &str, sample: &str) -> f64 {
-    let found = text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
-    found.unwrap_or_else(|| panic!("no {sample} in:\n{text}")).parse().expect("a number")
-}
-
-/// The one file in a directory of the run directory whose name ends so.
-fn one(scratch: &Scratch, directory: &str, ending: &str) -> PathBuf {
-    let entries = fs::read_dir(scratch.join("run").join(directory)).expect("the directory");
-    let mut paths = entries.map(|entry| entry.expect("an entry").path());
-    paths.find(|path| path.to_string_lossy().ends_with(ending)).unwrap_or_else(|| panic!("no *{ending}"))
 }
 
 fn log_of(scratch: &Scratch) -> Vec<String> {
@@ -103,6 +71,10 @@ fn metrics_are_offered_over_tcp_and_at_the_mounts_own_socket() {
         assert!(value(text, "lazo_read_bytes_total") >= length, "{text}");
         assert!(value(text, r#"lazo_reads_total{from="source"}"#) >= 1.0, "{text}");
         assert_eq!(value(text, "lazo_stall_seconds_count"), value(text, r#"lazo_reads_total{from="source"}"#));
+        for what in ["fetched", "decoded"] {
+            assert!(value(text, &format!("lazo_{what}_bytes_total{{priority=\"demand\"}}")) >= length, "{text}");
+        }
+        assert_eq!(value(text, "lazo_in_flight_bytes{priority=\"demand\"}"), 0.0);
         assert!(value(text, "process_resident_memory_bytes") > 1e6, "{text}");
     }
     let refused = curl(&socket, "http://lazo/metrics", &["--include", "--data", "x"]);

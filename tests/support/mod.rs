@@ -5,6 +5,7 @@ pub(crate) mod erofs_mount;
 pub(crate) mod faults;
 pub(crate) mod layout;
 pub(crate) mod listing;
+pub(crate) mod metrics;
 pub(crate) mod mounted;
 pub(crate) mod own;
 pub(crate) mod registry;
