@@ -6,14 +6,18 @@
 use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{self, Read as _, Write as _};
+use std::num::NonZeroU64;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use clap::builder::RangedU64ValueParser;
 use lazo_daemon::{MetricsAddr, MountOptions};
 use lazo_registry::{ImageRef, Platform};
-use lazo_storage::cache::{CacheOptions, Limit};
+use lazo_storage::cache::{CacheOptions, Limit, parse_size};
+use lazo_storage::{Policy, SourceSpec};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::global::Global;
@@ -31,6 +35,12 @@ const MAX_LOG_NAME: usize = 200;
 /// Bytes of the log shown when the serving process ends without a word.
 const LOG_TAIL: usize = 2000;
 
+/// As [`Policy::default`] has it.
+const DEFAULT_OUTAGE_LIMIT: u64 = 60;
+
+/// Longest outage limit, in seconds: a day. Beyond it, a program that hangs is the greater trouble.
+const MAX_OUTAGE_LIMIT: u64 = 86_400;
+
 /// Mount a lazo image: its tree is there at once, its data comes as it is read
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -41,12 +51,6 @@ pub(crate) struct Args {
     /// How to serve it
     #[arg(long, value_enum, default_value_t = Mode::Auto)]
     mode: Mode,
-    /// What to fetch before it is read
-    #[arg(long, value_enum, default_value_t = Prefetch::Hints)]
-    prefetch: Prefetch,
-    /// Most disk space that all cached data may take: a size such as 20G, a part of the file system such as 50%, or none
-    #[arg(long, value_name = "SIZE|PERCENT", env = "LAZO_CACHE_LIMIT", default_value_t = Limit::default())]
-    cache_limit: Limit,
     /// Which of the image's platforms [default: this machine's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<Platform>,
@@ -56,9 +60,36 @@ pub(crate) struct Args {
     /// Answer GET /metrics at this address, besides the mount's own socket: HOST:PORT or unix:PATH
     #[arg(long, value_name = "ADDR")]
     metrics: Option<MetricsAddr>,
+    #[command(flatten)]
+    data: Data,
     /// Log file; makes this the serving process, with a parent that waits on its standard output
     #[arg(long, hide = true, env = LOG)]
     background_log: Option<PathBuf>,
+}
+
+/// Where data comes from and stays.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Data")]
+struct Data {
+    /// Take data from here before the image's own registry or layout is asked: oci:DIR, https://HOST/PATH/, http://HOST/PATH/ or
+    /// s3://BUCKET[/PREFIX]; may be repeated
+    #[arg(long, value_name = "SOURCE")]
+    source: Vec<SourceSpec>,
+    /// How long reads wait when no source answers, before they fail with an I/O error
+    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_OUTAGE_LIMIT, value_parser = outage_limit())]
+    outage_limit: u64,
+    /// What to fetch before it is read
+    #[arg(long, value_enum, default_value_t = Prefetch::Hints)]
+    prefetch: Prefetch,
+    /// Most bytes a second to fetch ahead of readers, for --prefetch too: a number, or one with K, M or G [default: no limit]
+    #[arg(long, value_name = "BYTES/S", value_parser = rate)]
+    background_rate: Option<NonZeroU64>,
+    /// Most requests a second to make ahead of readers, for --prefetch too [default: no limit]
+    #[arg(long, value_name = "N/S")]
+    background_requests: Option<NonZeroU64>,
+    /// Most disk space that all cached data may take: a size such as 20G, a part of the file system such as 50%, or none
+    #[arg(long, value_name = "SIZE|PERCENT", env = "LAZO_CACHE_LIMIT", default_value_t = Limit::default())]
+    cache_limit: Limit,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -126,14 +157,14 @@ impl Args {
             mount_point: std::path::absolute(&self.dir)?,
             registry: global.registry_options(),
             state_dir: global.state_dir,
-            cache: CacheOptions { limit: self.cache_limit },
+            cache: CacheOptions { limit: self.data.cache_limit },
             run_dir: global.run_dir,
             metrics: self.metrics.clone().map(absolute).transpose()?,
-            prefetch: self.prefetch.into(),
-            background_bytes: None,
-            background_requests: None,
-            sources: Vec::new(),
-            policy: lazo_storage::Policy::default(),
+            prefetch: self.data.prefetch.into(),
+            background_bytes: self.data.background_rate,
+            background_requests: self.data.background_requests,
+            sources: self.data.source.iter().map(SourceSpec::absolute).collect::<Result<_, _>>()?,
+            policy: Policy { outage_limit: Duration::from_secs(self.data.outage_limit), ..Policy::default() },
             log: self.background_log.clone(),
         })
     }
@@ -179,6 +210,15 @@ impl Args {
     }
 }
 
+fn outage_limit() -> RangedU64ValueParser {
+    RangedU64ValueParser::new().range(0..=MAX_OUTAGE_LIMIT)
+}
+
+fn rate(text: &str) -> anyhow::Result<NonZeroU64> {
+    let rate = parse_size(text)?;
+    NonZeroU64::new(rate).context("nothing would ever come; to fetch nothing ahead, use --prefetch none")
+}
+
 fn absolute(address: MetricsAddr) -> io::Result<MetricsAddr> {
     match address {
         MetricsAddr::Unix(path) => Ok(MetricsAddr::Unix(std::path::absolute(path)?)),
@@ -216,6 +256,11 @@ fn last_words(child: &mut Child, log: &Path, start: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn defaults_are_those_of_the_library() {
+        assert_eq!(Policy::default().outage_limit, Duration::from_secs(DEFAULT_OUTAGE_LIMIT));
+    }
 
     #[test]
     fn log_names_are_file_names() {

@@ -167,7 +167,7 @@ fn run(
     ready().map_err(Error::io::<io::Error>("tell that the mount is ready"))?;
     reader.start_prefetch(options.prefetch);
     let result = runtime.block_on(wait(&mut mount, ended, signals));
-    tracing::info!(image = name, stats = ?reader.stats(), "unmounted");
+    tracing::info!(image = name, stats = ?metrics.stats(), "unmounted");
     metrics.mounts.dec();
     drop(record);
     result

@@ -125,10 +125,10 @@ metrics! {
         in_flight_bytes: Each<Priority, Gauge> = "lazo_in_flight_bytes";
         /// Range requests under way, by why they were made.
         in_flight_requests: Each<Priority, Gauge> = "lazo_in_flight_requests";
-        /// Chunks named by the prefetch lists of images that were mounted with prefetching.
+        /// Chunks named by prefetch lists, as far as these have been worked through.
         prefetch_chunks: Counter = "lazo_prefetch_chunks_total";
-        /// Of those, chunks that are in the cache by now, or were when their turn came.
-        prefetch_done: Counter = "lazo_prefetch_done_chunks_total";
+        /// Mounts whose prefetch list has been worked through: the last of it has been asked for, or was in the cache.
+        prefetch_complete: Gauge = "lazo_prefetch_complete";
         /// Mounts whose background fill has brought the whole image into the cache.
         fill_complete: Gauge = "lazo_fill_complete";
     }

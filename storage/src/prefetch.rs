@@ -57,7 +57,10 @@ impl Reader {
             while let Some(reader) = reader.upgrade() {
                 match reader.prefetch_batch(next).await {
                     Ok(Some(end)) => next = end,
-                    Ok(None) => break,
+                    Ok(None) => {
+                        reader.metrics.prefetch_complete.inc();
+                        break;
+                    }
                     Err(error) => {
                         tracing::warn!(error = &*error as &dyn std::error::Error, "the prefetch list is given up");
                         break;

@@ -147,6 +147,12 @@ impl Reader {
         Err(Arc::new(ReadError::Lost { digest: blob.record().digest, chunk: ChunkIndex(chunks.start) }))
     }
 
+    /// The source that a read waits for: the one that would be asked now.
+    #[must_use]
+    pub fn waiting_for(&self) -> &str {
+        self.fetcher.upstream().serving()
+    }
+
     /// Counts since the process began.
     #[must_use]
     pub fn stats(&self) -> Stats {

@@ -86,6 +86,7 @@ fn prefetching_all_ends_with_an_image_that_needs_no_registry() {
     assert_eq!(fs::read(mounted.path().join(FILE)).expect("the file").len(), 524_288);
     let text = scrape(&scratch);
     assert_eq!(value(&text, "lazo_fetched_bytes_total{priority=\"demand\"}"), 0.0, "{text}");
+    assert_eq!(value(&text, "lazo_prefetch_complete"), 1.0, "{text}");
     assert!(value(&text, "lazo_fetched_bytes_total{priority=\"fill\"}") > 0.0, "{text}");
     mounted.umount();
 }
