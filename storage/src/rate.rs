@@ -113,3 +113,83 @@ impl Bucket {
 fn exact(number: u64) -> f64 {
     number as f64
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex as StdMutex};
+
+    use futures_util::future::{join, join_all};
+
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn limiter(bytes: u64, requests: u64) -> RateLimiter {
+        RateLimiter::new(NonZeroU64::new(bytes), NonZeroU64::new(requests))
+    }
+
+    /// How long so many requests take, all made at once.
+    async fn time(limiter: &RateLimiter, requests: usize, bytes: u64) -> Duration {
+        let start = Instant::now();
+        join_all((0..requests).map(|_| limiter.admit(bytes))).await;
+        start.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn limits_bytes_or_requests_or_both_or_nothing() {
+        for (bytes, requests, size, seconds) in [
+            (0, 0, 1 << 20, 0),
+            (1 << 20, 0, 1 << 16, 6),
+            (0, 10, 1 << 20, 10),
+            (1 << 20, 10, 1 << 16, 10),
+            (1 << 20, 50, 1 << 16, 6),
+        ] {
+            let took = time(&limiter(bytes, requests), 100, size).await;
+            let expected = Duration::from_secs(seconds);
+            assert!(took <= expected + 300 * MS && took + 300 * MS >= expected, "{bytes} {requests}: {took:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn little_is_saved_up() {
+        let limiter = limiter(1 << 20, 0);
+        assert!(time(&limiter, 4, 1 << 16).await < MS, "a quarter of a second's worth at once");
+        time::sleep(Duration::from_secs(1000)).await;
+        assert!(time(&limiter, 20, 1 << 16).await > 900 * MS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_requests_go_too_and_are_paid_for_by_the_next() {
+        let limiter = limiter(1 << 20, 0);
+        assert!(time(&limiter, 1, 4 << 20).await < MS);
+        let took = time(&limiter, 1, 1).await;
+        assert!(took >= 3700 * MS && took < 3800 * MS, "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn first_come_first_served_large_or_small() {
+        let (limiter, order) = (limiter(1000, 0), StdMutex::new(Vec::new()));
+        let (limiter, order) = (&limiter, &order);
+        join_all((0..20).map(|number| async move {
+            limiter.admit(if number % 2 == 0 { 1000 } else { 1 }).await;
+            order.lock().unwrap().push(number);
+        }))
+        .await;
+        assert_eq!(*order.lock().unwrap(), (0..20).collect::<Vec<_>>());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_gives_up_uses_up_nothing_and_holds_up_nobody() {
+        let limiter = Arc::new(limiter(1000, 0));
+        limiter.admit(1250).await;
+        let given_up = (0..50).map(|_| time::timeout(10 * MS, limiter.admit(1_000_000)));
+        let start = Instant::now();
+        let (results, ()) = join(join_all(given_up), async {
+            time::sleep(MS).await;
+            limiter.admit(1).await;
+        })
+        .await;
+        assert!(results.iter().all(Result::is_err));
+        assert!(start.elapsed() >= 1000 * MS && start.elapsed() <= 1010 * MS, "{:?}", start.elapsed());
+    }
+}

@@ -21,6 +21,8 @@ mod error;
 mod gate;
 mod meter;
 mod request;
+#[cfg(test)]
+mod tests;
 mod trial;
 
 use std::fmt;
@@ -156,9 +158,6 @@ impl Upstream {
                 Choice::Go(pass) => {
                     if let Some((ticket, stream)) = request::attempt(shared, pass, &mut trial, blob, &range).await {
                         return Ok(Body::new(ticket, stream, range.end.saturating_sub(range.start), avoid));
-                    }
-                    if Instant::now() >= trial.give_up {
-                        return Err(shared.run_out(&mut trial));
                     }
                 }
                 Choice::Wait(until) => drop(time::timeout_at(until, changed).await),

@@ -128,10 +128,10 @@ enum Rank {
     /// Well, or to be probed.
     Healthy,
     Answering,
-    /// Only as somebody would wait otherwise.
-    Early,
     /// It gave a definite answer before.
     LastResort,
+    /// Only as somebody would wait otherwise.
+    Early,
 }
 
 impl Board {
@@ -148,24 +148,22 @@ impl Board {
     /// The source that an open asks next.
     pub(super) fn choose(&mut self, trial: &mut Trial, now: Instant) -> Choice {
         let (mut best, mut waiting, mut wake) = (None, false, trial.give_up);
+        let early = trial.urgency == Urgency::Waiting && now <= trial.give_up;
         for source in (0..self.sources.len()).filter(|&source| !trial.is_barred(SourceId(source))) {
             let (passage, skip) = self.look(source, trial.blob, now);
-            let early = trial.urgency == Urgency::Waiting;
             let rank = match (passage, skip) {
                 (_, Some(skip)) if skip.alone > now => continue,
-                (Passage::Shut(until), _) => {
-                    waiting = true;
-                    wake = until.map_or(wake, |until| wake.min(until));
-                    continue;
-                }
-                (Passage::Early, _) if !early => {
-                    waiting = true;
-                    continue;
-                }
-                (_, Some(_)) => Rank::LastResort,
                 (Passage::Free | Passage::Due, None) => Rank::Healthy,
                 (Passage::Answering, None) => Rank::Answering,
-                (Passage::Early, None) => Rank::Early,
+                (Passage::Early, _) if early => Rank::Early,
+                (Passage::Free | Passage::Due | Passage::Answering, Some(_)) => Rank::LastResort,
+                (Passage::Early | Passage::Shut(_), _) => {
+                    waiting = true;
+                    if let Passage::Shut(Some(until)) = passage {
+                        wake = wake.min(until);
+                    }
+                    continue;
+                }
             };
             best = best.into_iter().chain([(rank, source)]).min();
         }
@@ -174,7 +172,7 @@ impl Board {
                 self.hedges = (self.hedges + HEDGE_SHARE).min(HEDGE_BURST);
                 Choice::Go(self.enter(source, trial.blob, now))
             }
-            None if !waiting => Choice::Fail(Reason::Refused),
+            None if !waiting && !trial.leaves_hope() => Choice::Fail(Reason::Refused),
             None if trial.urgency == Urgency::Ahead => Choice::Fail(Reason::Unhealthy),
             None => match self.wait(trial, now) {
                 Some(deadline) => Choice::Wait(wake.min(deadline)),
@@ -339,7 +337,7 @@ impl Board {
         let outage = &mut self.blobs.entry(blob).or_default().outage;
         let over = |outage: &Outage| match outage.failing_until {
             Some(until) => until <= now,
-            None => outage.members == 0 && outage.seen + OUTAGE_MEMORY <= now,
+            None => outage.members == 0 && outage.seen + OUTAGE_MEMORY <= since,
         };
         if outage.as_ref().is_none_or(over) {
             *outage = Some(Outage { id, since, members: 0, seen: now, failing_until: None });
@@ -393,5 +391,20 @@ impl Board {
         if health.outage.is_none() && health.pairs.is_empty() {
             self.blobs.remove(&blob);
         }
+    }
+
+    /// Whether there is nothing to say about a blob.
+    #[cfg(test)]
+    pub(super) fn is_forgotten(&self, blob: Digest) -> bool {
+        !self.blobs.contains_key(&blob)
+    }
+
+    /// Probes that run and opens that wait.
+    #[cfg(test)]
+    pub(super) fn busy(&self) -> usize {
+        let pairs = self.blobs.values().flat_map(|blob| blob.pairs.values());
+        let gates = self.sources.iter().map(|health| &health.gate).chain(pairs.map(|pair| &pair.gate));
+        let members = self.blobs.values().filter_map(|blob| blob.outage.as_ref()).map(|outage| outage.members as usize);
+        gates.filter(|gate| gate.is_probed()).count() + members.sum::<usize>()
     }
 }

@@ -91,6 +91,11 @@ impl Gate {
         self.0.is_none()
     }
 
+    #[cfg(test)]
+    pub(super) fn is_probed(&self) -> bool {
+        self.0.as_ref().is_some_and(|closed| closed.probe.is_some())
+    }
+
     /// Lets a request through. Whether it is a probe; then [`Self::end_probe`] must follow.
     pub(super) fn enter(&mut self, now: Instant, token: Token) -> bool {
         let probes = matches!(self.passage(now), Passage::Due | Passage::Early);

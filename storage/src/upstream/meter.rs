@@ -88,9 +88,11 @@ impl Meter {
         });
     }
 
-    /// A request was given up that had no answer after so long: its answer would have taken longer.
+    /// A request was given up that had no answer after so long: its answer would have taken longer. Says nothing about a source that never
+    /// answered.
     pub(super) fn no_first_byte(&self, waited: Duration) {
-        if waited > self.speed().first_byte {
+        let slower = self.lock().first_byte.is_some_and(|(usual, _)| waited.as_secs_f64() > usual);
+        if slower {
             self.first_byte(waited);
         }
     }

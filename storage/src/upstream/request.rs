@@ -14,8 +14,8 @@ use super::trial::Trial;
 use super::{Shared, SourceId, Urgency};
 use crate::source::{ByteStream, ErrorKind, SourceError};
 
-/// Least patience with a probe where another source is healthy: it has a connection to make, and costs its reader no more than this.
-const MIN_PROBE_PATIENCE: Duration = Duration::from_millis(250);
+/// Patience with a probe where another source is healthy: it has a connection to make, and its reader is not to pay much for it.
+const PROBE_PATIENCE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
 
 /// A request under way. What becomes of it is told by one of its methods; to drop it says only that it was given up.
 #[derive(Debug)]
@@ -157,7 +157,7 @@ pub(super) async fn attempt(
 /// Waits until a second request is to be made beside one that began at `started`, and gets leave for it.
 async fn hedge(shared: &Arc<Shared>, trial: &Trial<'_>, first: &Pass, started: Instant) -> Pass {
     let usual = shared.named(first.source).meter.patience();
-    let patience = if first.probe { usual.max(MIN_PROBE_PATIENCE) } else { usual };
+    let patience = if first.probe { usual.clamp(PROBE_PATIENCE.0, PROBE_PATIENCE.1) } else { usual };
     let allowed = shared.policy.hedge || first.probe;
     loop {
         let mut changed = pin!(shared.changed.notified());

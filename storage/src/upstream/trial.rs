@@ -17,7 +17,7 @@ pub(super) struct Trial<'a> {
     pub(super) urgency: Urgency,
     avoid: &'a [SourceId],
     opened: Instant,
-    /// When no further attempt is begun.
+    /// When the wait is over: from then on each source that is well is asked once more at most.
     pub(super) give_up: Instant,
     /// By source, what it answered; and whether it is not to be asked again.
     causes: Vec<Option<Cause>>,
@@ -54,9 +54,16 @@ impl<'a> Trial<'a> {
         self.spent[source.0] || self.avoid.contains(&source)
     }
 
-    /// A source failed. An open that waits asks it again where that may help, one that does not wait never.
+    /// Whether a source that is not asked again may serve another open.
+    pub(super) fn leaves_hope(&self) -> bool {
+        let hope = |cause: &Option<Cause>| cause.as_ref().is_some_and(|cause| cause.kind.is_outage());
+        self.causes.iter().zip(&self.spent).any(|(cause, &spent)| spent && hope(cause))
+    }
+
+    /// A source failed. It is asked again by an open that waits, where that may help.
     pub(super) fn failed(&mut self, source: SourceId, error: &SourceError) {
-        self.spent[source.0] = self.urgency == Urgency::Ahead || !error.kind.is_outage();
+        let waits = self.urgency == Urgency::Waiting && Instant::now() < self.give_up;
+        self.spent[source.0] = !waits || !error.kind.is_outage();
         self.causes[source.0] = Some(error.into());
     }
 
