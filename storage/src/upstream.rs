@@ -236,15 +236,16 @@ impl Shared {
 
     fn down(&self, source: SourceId, error: &SourceError, pause: Duration) {
         let named = self.named(source);
-        named.metrics.up.set(0);
         let error = error as &dyn std::error::Error;
         tracing::warn!(source = %named.name, error, ?pause, "a source failed; it is left alone until a probe succeeds");
     }
 
-    fn back(&self, source: SourceId) {
+    fn back(&self, source: SourceId, tell: bool) {
         let named = self.named(source);
         named.metrics.up.set(1);
-        tracing::info!(source = %named.name, "a source is back");
+        if tell {
+            tracing::info!(source = %named.name, "a source is back");
+        }
         self.changed.notify_waiters();
     }
 

@@ -37,6 +37,9 @@ const HEDGE_BURST: f64 = 4.0;
 /// Hedges in a row that a source may lose before it counts as down: then it hangs, rather than is slow at times.
 const MAX_LOST: u32 = 3;
 
+/// Least time between two log lines that a source went down: one that fails now and then, and works in between, is not to fill the log.
+const QUIET: Duration = Duration::from_secs(10);
+
 /// Everything known.
 #[derive(Debug)]
 pub(super) struct Board {
@@ -56,6 +59,9 @@ struct Health {
     completed: Option<Instant>,
     /// Hedges lost since the last good head.
     lost: u32,
+    /// When the log last said that it went down, and whether that still holds there.
+    told: Option<Instant>,
+    told_down: bool,
 }
 
 /// A blob, at all sources and at each.
@@ -114,7 +120,7 @@ pub(super) struct Pass {
 /// What a failure changes, for the log and the metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Change {
-    /// The source was well, and is left alone for this long.
+    /// The source is left alone for this long, and the log is to say so.
     Down(Duration),
     /// The source is not asked for the blob.
     Skipped,
@@ -215,6 +221,10 @@ impl Board {
         SourceId(self.sources.iter().position(|health| health.gate.is_free()).unwrap_or(0))
     }
 
+    pub(super) fn is_up(&self, source: SourceId) -> bool {
+        self.sources[source.0].gate.is_free()
+    }
+
     fn look(&self, source: usize, blob: Digest, now: Instant) -> (Passage, Option<&Skip>) {
         let passage = self.sources.get(source).map_or(Passage::Free, |health| health.gate.passage(now));
         let Some(pair) = self.blobs.get(&blob).and_then(|blob| blob.pairs.get(&source)) else { return (passage, None) };
@@ -254,11 +264,20 @@ impl Board {
         pair.is_some_and(|pair| pair.gate.answered(started, now)) | news
     }
 
-    /// All bytes of a request came. Whether its source is back by that.
-    pub(super) fn completed(&mut self, source: SourceId, digest: Digest, started: Instant, now: Instant) -> bool {
+    /// All bytes of a request came. Whether its source is back by that; if so, whether the log is to say so.
+    pub(super) fn completed(
+        &mut self,
+        source: SourceId,
+        digest: Digest,
+        started: Instant,
+        now: Instant,
+    ) -> Option<bool> {
         let health = &mut self.sources[source.0];
         health.completed = Some(now);
-        let back = health.gate.open(started);
+        let opened = health.gate.open(started);
+        // A definite answer may have opened it before, of which the log says nothing.
+        let back = opened || (health.told_down && health.gate.is_free());
+        let back = back.then(|| std::mem::take(&mut health.told_down));
         if let Some(blob) = self.blobs.get_mut(&digest) {
             blob.outage = None;
             // Wrong bytes come with every sign of success.
@@ -302,10 +321,12 @@ impl Board {
             pair.gate.failed(started, now, error.retry_after);
             return Change::None;
         }
-        let was_free = health.gate.is_free();
         let pause = health.gate.failed(started, now, error.retry_after);
         health.cause = Some(cause);
-        pause.filter(|_| was_free).map_or(Change::None, Change::Down)
+        let tell = !health.told_down && health.told.is_none_or(|told| now - told >= QUIET);
+        let Some(pause) = pause.filter(|_| tell) else { return Change::None };
+        (health.told, health.told_down) = (Some(now), true);
+        Change::Down(pause)
     }
 
     /// A request was given up as another source's answer came sooner. Whether that makes the source count as failed.

@@ -67,8 +67,8 @@ impl Ticket {
     /// All bytes came.
     pub(super) fn completed(self) {
         let back = self.shared.board().completed(self.source(), self.blob, self.started, Instant::now());
-        if back {
-            self.shared.back(self.source());
+        if let Some(tell) = back {
+            self.shared.back(self.source(), tell);
         }
     }
 
@@ -95,6 +95,8 @@ impl Shared {
         let named = self.named(pass.source);
         named.metrics.failed(error.kind);
         let change = self.board().failed(pass.source, blob, error, started, Instant::now());
+        let up = self.board().is_up(pass.source);
+        named.metrics.up.set(i64::from(up));
         match change {
             Change::Down(pause) => self.down(pass.source, error, pause),
             Change::Skipped => self.skipped(pass.source, blob, error),

@@ -77,6 +77,25 @@ async fn the_outage_limit_ends_the_wait_of_all_and_is_told_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_source_that_comes_and_goes_does_not_fill_the_log() {
+    Log::begin();
+    let a = Scripted::new("a", serve());
+    let upstream = upstream([&a]);
+    let start = Instant::now();
+    while start.elapsed() < 100 * SECOND {
+        a.set(flow(Flow::Cut(PIECE)));
+        read(&upstream, &blob(1)).await.unwrap_err();
+        a.set(serve());
+        read(&upstream, &blob(1)).await.unwrap();
+    }
+    let [down, error, back] = Log::lines();
+    assert!((9..=10).contains(&down) && back == down && error == 0, "{:?}", Log::lines());
+    a.set(fail(ErrorKind::Server));
+    refused(read(&upstream, &blob(1)).await);
+    assert_eq!(Log::lines(), [down + 1, 1, back], "what lasts is told");
+}
+
+#[tokio::test(start_paused = true)]
 async fn after_the_limit_reads_fail_at_once_and_a_probe_finds_the_way_back() {
     let a = Scripted::new("a", fail(ErrorKind::Unreachable));
     let upstream = upstream([&a]);
