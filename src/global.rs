@@ -30,6 +30,9 @@ pub(crate) struct Global {
     /// Registry credentials, in the format of docker's config.json [default: ~/.docker/config.json]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) authfile: Option<PathBuf>,
+    /// A file with a bearer token for the image's registry, read anew whenever a token is needed; comes before --authfile
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) token_file: Option<PathBuf>,
     /// Mirrors, certificates and headers of registries, in containerd's hosts.toml directories; none to read no such
     /// directory [default: /etc/containerd/certs.d if there is one]
     #[arg(long, global = true, value_name = "DIR", env = "LAZO_HOSTS_DIR", value_parser = hosts_dir)]
@@ -66,7 +69,7 @@ impl Global {
     pub(crate) fn absolute(&self) -> std::io::Result<Self> {
         let mut global = self.clone();
         let paths = [&mut global.state_dir, &mut global.run_dir];
-        for path in paths.into_iter().chain(&mut global.ca).chain(&mut global.authfile) {
+        for path in paths.into_iter().chain(&mut global.ca).chain(&mut global.authfile).chain(&mut global.token_file) {
             *path = std::path::absolute(&path)?;
         }
         if let Some(dir) = global.hosts_dir.as_mut().filter(|dir| *dir != Path::new(NO_HOSTS_DIR)) {
@@ -81,6 +84,7 @@ impl Global {
             plain_http: self.plain_http,
             extra_ca: self.ca.clone(),
             auth_file: self.authfile.clone(),
+            token_file: self.token_file.clone(),
             hosts_dir: match &self.hosts_dir {
                 None => Some(HOSTS_DIR.into()),
                 Some(dir) if dir == Path::new(NO_HOSTS_DIR) => None,

@@ -1,6 +1,6 @@
 //! Ranges streamed from one endpoint in one attempt.
 
-use std::{ops::Range, time::Duration};
+use std::{fs, ops::Range, time::Duration};
 
 use futures_util::TryStreamExt;
 use lazo_format::Digest;
@@ -8,9 +8,12 @@ use lazo_registry::{Endpoint, Error, ErrorKind, ImageRef, Options, Source};
 
 use crate::{
     common::{
-        Image, Registry, open, run,
+        Image, Registry,
+        nginx::Nginx,
+        open, run,
         server::{End, Reply, Server},
     },
+    docker_registry::certificates,
     failures::{BLOB, blob, hasty, serve, source},
 };
 
@@ -140,4 +143,38 @@ async fn hands_on_what_comes_before_a_body_breaks_and_skips_what_was_not_asked_f
         let endpoint = source(&server).await.endpoints().remove(0);
         assert_eq!(range(&endpoint, &digest, BLOB as u64, 100..200).await.unwrap(), bytes[100..200]);
     }
+}
+
+/// Ranges that nobody reads on for the moment, as those that a rate limit holds back.
+const UNREAD: usize = 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unread_bodies_hold_up_no_other_request_of_an_http2_connection() {
+    let (descriptor, bytes) = blob();
+    let digest = lazo_registry::digest_of(&descriptor).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    certificates(directory.path());
+    let file = |name: &str| directory.path().join(name);
+    let (certificate, key) = (file("cert.pem"), file("key.pem"));
+    let nginx = Nginx::start(
+        "ssl http2",
+        &format!("ssl_certificate {}; ssl_certificate_key {};\nroot DIR;", certificate.display(), key.display()),
+    );
+    let path = nginx.directory.path().join("v2/app/blobs").join(digest.to_string());
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, &bytes).unwrap();
+    run("chmod", &["-R", "a+rX", nginx.directory.path().join("v2").to_str().unwrap()]);
+    let options = Options { loopback_tls: true, extra_ca: vec![file("ca.pem")], ..Options::default() };
+    let reference: ImageRef = format!("docker://127.0.0.1:{}/app:1", nginx.port).parse().unwrap();
+    let endpoint = Source::open(&reference, &options).await.unwrap().endpoints().remove(0);
+    let mut unread = Vec::new();
+    for _ in 0..UNREAD {
+        unread.push(endpoint.open_range(&digest, BLOB as u64, 0..BLOB as u64).await.unwrap());
+    }
+    let read = range(&endpoint, &digest, BLOB as u64, 0..BLOB as u64);
+    assert!(tokio::time::timeout(Duration::from_secs(20), read).await.expect("held up").unwrap() == bytes);
+    for stream in unread {
+        assert!(stream.try_collect::<Vec<_>>().await.unwrap().concat() == bytes);
+    }
+    assert!(nginx.requests().iter().all(|line| line.contains("HTTP/2")));
 }

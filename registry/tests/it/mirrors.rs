@@ -176,7 +176,7 @@ async fn uses_authorities_and_client_certificates() {
     let (registry, image) = (Registry::start(), Image::sample());
     image.write(&registry.reference("app:1"), &Options::default()).await;
     let nginx = Nginx::start(
-        true,
+        "ssl",
         &format!(
             "ssl_certificate {}; ssl_certificate_key {}; ssl_client_certificate {}; ssl_verify_client on;\n\
              location / {{ proxy_pass http://{}; proxy_set_header Host $http_host; }}",

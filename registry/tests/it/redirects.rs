@@ -168,7 +168,7 @@ fn now() -> u64 {
 async fn expiring(parameter: &'static str) -> (Nginx, Server) {
     let (_, bytes) = blob();
     let nginx = Nginx::start(
-        false,
+        "",
         &format!(
             "secure_link $arg_md5,$arg_{parameter}; secure_link_md5 \"$secure_link_expires$uri secret\"; root DIR/files;\n\
              if ($secure_link = \"\") {{ return 403; }} if ($secure_link = \"0\") {{ return 410; }}"

@@ -26,6 +26,9 @@ const MAX_UNPACKED: u64 = 8 << 30;
 /// Most stored bytes of the bootstrap layer, for the same reason.
 const MAX_LAYER: u64 = 4 << 30;
 
+/// How often a bootstrap layer is fetched whose bytes are wrong, as often as chunks are.
+const LAYER_ATTEMPTS: u32 = 3;
+
 /// Bytes handed on at a time while unpacking.
 const BUFFER: usize = 128 << 10;
 
@@ -120,6 +123,23 @@ async fn fetch_layer(source: &Source, dir: &Path, layer: &Descriptor, image: &st
     if layer.size() > MAX_LAYER {
         return damaged(image, &format!("its bootstrap layer has {} bytes, over {MAX_LAYER}", layer.size()));
     }
+    let mut attempts = 1..LAYER_ATTEMPTS;
+    loop {
+        match fetch_layer_once(source, dir, layer).await {
+            // A mirror that gave it is asked last the next time.
+            Err(Error::Registry(error)) if is_wrong(&error) && attempts.next().is_some() => {
+                tracing::warn!(image, %error, "the bootstrap layer came damaged; fetching it again");
+            }
+            done => return done,
+        }
+    }
+}
+
+fn is_wrong(error: &lazo_registry::Error) -> bool {
+    matches!(error, lazo_registry::Error::DigestMismatch { .. } | lazo_registry::Error::SizeMismatch { .. })
+}
+
+async fn fetch_layer_once(source: &Source, dir: &Path, layer: &Descriptor) -> Result<File> {
     let failed = || Error::io("write the bootstrap layer in", dir);
     let mut file = tempfile::tempfile_in(dir).map_err(failed())?;
     let mut stream = source.blob(layer).await?;

@@ -12,19 +12,19 @@ pub(crate) struct Nginx {
 }
 
 impl Nginx {
-    /// Starts one with a `server` of these directives after its `listen`; DIR in them is its directory.
-    pub(crate) fn start(tls: bool, directives: &str) -> Self {
+    /// Starts one with a `server` of these directives after its `listen`, which ends with `listen`; DIR in them is its
+    /// directory.
+    pub(crate) fn start(listen: &str, directives: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         // Files are read by a worker without rights.
         run("chmod", &["755", directory.path().to_str().unwrap()]);
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let (ssl, directives) =
-            (if tls { " ssl" } else { "" }, directives.replace("DIR", directory.path().to_str().unwrap()));
+        let directives = directives.replace("DIR", directory.path().to_str().unwrap());
         let text = format!(
             "pid DIR/pid; error_log DIR/error.log; events {{}}\n\
              http {{ access_log DIR/access.log; proxy_temp_path DIR/proxy; client_body_temp_path DIR/body;\n\
              fastcgi_temp_path DIR/f; uwsgi_temp_path DIR/u; scgi_temp_path DIR/s; client_max_body_size 0;\n\
-             server {{ listen 127.0.0.1:{port}{ssl};\n{directives}\n}} }}\n"
+             server {{ listen 127.0.0.1:{port} {listen};\n{directives}\n}} }}\n"
         );
         let config = directory.path().join("nginx.conf");
         std::fs::write(&config, text.replace("DIR", directory.path().to_str().unwrap())).unwrap();
