@@ -96,29 +96,28 @@ impl Fetcher {
     }
 
     /// Fetches those of some neighbouring chunks that are not usable. The flights returned are all that is to be waited for.
-    /// With `widely`, nothing else is being read ahead there, and neighbours may come along.
+    /// Neighbours come along where that is worthwhile.
     pub(crate) fn demand(
         self: &Arc<Self>,
         blob: &Arc<Blob>,
         chunks: Range<u32>,
-        widely: bool,
     ) -> Result<Vec<Arc<Flight>>, Arc<ReadError>> {
         let mut joined = Vec::new();
         for claim in blob.claim(chunks, &mut joined) {
             for absent in self.decode_staged(claim, Priority::Demand)? {
                 for part in cut(absent, MAX_REQUEST)? {
-                    self.demand_part(part, widely)?;
+                    self.demand_part(part)?;
                 }
             }
         }
         Ok(joined)
     }
 
-    fn demand_part(self: &Arc<Self>, mut claim: Claim, widely: bool) -> Result<(), Arc<ReadError>> {
+    fn demand_part(self: &Arc<Self>, mut claim: Claim) -> Result<(), Arc<ReadError>> {
         let (wanted, stored) = (claim.chunks(), claim.stored()?);
         self.neighbours.wanted(stored);
         let mut load = Load::new(&self.metrics, Priority::Demand, stored);
-        if widely && let Some((room, permit)) = self.spare_room(claim.blob(), stored) {
+        if let Some((room, permit)) = self.spare_room(claim.blob(), stored) {
             let before = room / BEFORE;
             claim.widen(before, room - before, |chunk| self.staged.has(chunk))?;
             let brought = claim.stored()? - stored;
@@ -250,7 +249,7 @@ impl Fetcher {
     }
 
     /// Keeps a chunk that nobody wants yet, and makes room for it.
-    fn stage(self: &Arc<Self>, claim: Claim, bytes: &Bytes) -> Result<(), Claim> {
+    fn stage(self: &Arc<Self>, claim: Claim, bytes: Bytes) -> Result<(), Claim> {
         let (blob, chunk) = (Arc::clone(claim.blob()), claim.chunks().start);
         blob.park(claim, || self.staged.put(&blob, chunk, bytes))?;
         // Each round takes one out, unless somebody else is about to.

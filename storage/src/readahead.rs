@@ -1,7 +1,7 @@
 //! Read-ahead: whether a blob is being read in order, and how far beyond its readers to fetch.
 //!
 //! Everything here counts in the blob's stored (compressed) bytes. A read that continues no earlier one asks for nothing
-//! ahead. One that does, in either direction, may ask for as much again as its stream has read so far, up to what the network
+//! ahead, nor does one whose stream is shorter than what a miss brings along anyhow. One that does, in either direction, may ask for as much again as its stream has read so far, up to what the network
 //! makes worthwhile ([`crate::window`]): so what is read ahead in vain is never more than what was read, and a long reader
 //! reaches the full window within some ten requests.
 //!
@@ -37,15 +37,6 @@ struct Stream {
     used: u64,
 }
 
-/// What a read means.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// It continues nothing.
-    Alone,
-    /// It continues a stream, for which there may be something to fetch ahead now.
-    Onwards(Option<Ahead>),
-}
-
 /// What to fetch for a stream that goes on.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Ahead {
@@ -61,22 +52,22 @@ impl Streams {
         Self { size, streams: Vec::new(), clock: 0 }
     }
 
-    /// Somebody reads `range`: says what to fetch ahead of him, at most `most` bytes.
-    pub(crate) fn read(&mut self, range: &Range<u64>, most: u64) -> Step {
+    /// Somebody reads `range`: says what to fetch ahead of him, at most `most` bytes, once he has read `least`.
+    pub(crate) fn read(&mut self, range: &Range<u64>, least: u64, most: u64) -> Option<Ahead> {
         self.clock += 1;
         let Some(stream) = self.streams.iter_mut().find(|s| s.goes_on_with(range)) else {
             self.begin(range);
-            return Step::Alone;
+            return None;
         };
         stream.used = self.clock;
-        Step::Onwards(if range.end > stream.read.end {
-            stream.forwards(range, self.size, most)
+        if range.end > stream.read.end {
+            stream.forwards(range, self.size, least, most)
         } else if range.start < stream.read.start {
-            stream.backwards(range, most)
+            stream.backwards(range, least, most)
         } else {
             // Several who want the same, or a piece out of order: no step ahead.
             None
-        })
+        }
     }
 
     fn begin(&mut self, range: &Range<u64>) {
@@ -96,7 +87,7 @@ impl Stream {
         range.start <= self.asked.end.saturating_add(slack) && range.end.saturating_add(slack) >= self.asked.start
     }
 
-    fn forwards(&mut self, range: &Range<u64>, size: u64, most: u64) -> Option<Ahead> {
+    fn forwards(&mut self, range: &Range<u64>, size: u64, least: u64, most: u64) -> Option<Ahead> {
         // What was asked for ahead has been read on the way; what was passed over beyond that has not.
         let from = if range.start <= self.asked.end { self.read.end } else { range.start };
         self.volume += range.end - from;
@@ -106,14 +97,14 @@ impl Stream {
         let window = self.volume.min(most);
         let to = range.end.saturating_add(window).min(size);
         // Half a window at least, so that requests are large; the rest of the blob however short.
-        if to <= from || (to < size && to - from < window / 2) {
+        if self.volume < least || to <= from || (to < size && to - from < window / 2) {
             return None;
         }
         self.asked.end = to;
         Some(Ahead { fetch: from..to, mark: (to - (to - from).min(window / 2)).max(from) })
     }
 
-    fn backwards(&mut self, range: &Range<u64>, most: u64) -> Option<Ahead> {
+    fn backwards(&mut self, range: &Range<u64>, least: u64, most: u64) -> Option<Ahead> {
         let to = if range.end >= self.asked.start { self.read.start } else { range.end };
         self.volume += to - range.start;
         self.read.start = range.start;
@@ -121,7 +112,7 @@ impl Stream {
         let to = self.asked.start;
         let window = self.volume.min(most);
         let from = range.start.saturating_sub(window);
-        if from >= to || (from > 0 && to - from < window / 2) {
+        if self.volume < least || from >= to || (from > 0 && to - from < window / 2) {
             return None;
         }
         self.asked.start = from;
@@ -137,19 +128,15 @@ mod tests {
     const SIZE: u64 = 400 * MIB;
     const MOST: u64 = 16 * MIB;
 
-    /// What is to be fetched ahead.
     fn ahead(streams: &mut Streams, range: &Range<u64>) -> Option<Ahead> {
-        match streams.read(range, MOST) {
-            Step::Alone => None,
-            Step::Onwards(ahead) => ahead,
-        }
+        streams.read(range, 0, MOST)
     }
 
     #[test]
     fn scattered_reads_fetch_nothing_ahead() {
         let mut streams = Streams::new(SIZE);
         for at in [300, 5, 90, 200, 42, 7, 120, 0, 390] {
-            assert_eq!(streams.read(&(at * MIB..at * MIB + 80_000), MOST), Step::Alone, "at {at} MiB");
+            assert_eq!(ahead(&mut streams, &(at * MIB..at * MIB + 80_000)), None, "at {at} MiB");
         }
     }
 
@@ -192,6 +179,19 @@ mod tests {
     }
 
     #[test]
+    fn a_short_stream_is_left_to_the_neighbours_of_its_misses() {
+        let mut streams = Streams::new(SIZE);
+        for step in 0..10 {
+            let range = step * 100_000..(step + 1) * 100_000;
+            assert_eq!(
+                streams.read(&range, 600_000, MOST).is_some(),
+                range.end >= 600_000 && step % 6 == 5,
+                "{range:?}"
+            );
+        }
+    }
+
+    #[test]
     fn the_same_place_again_is_no_sequence() {
         let mut streams = Streams::new(SIZE);
         for _ in 0..5 {
@@ -216,7 +216,7 @@ mod tests {
     fn pieces_out_of_order_are_one_stream() {
         let mut streams = Streams::new(SIZE);
         for at in [0, 100_000, 400_000, 200_000, 300_000] {
-            streams.read(&(at..at + 100_000), MOST);
+            ahead(&mut streams, &(at..at + 100_000));
         }
         assert_eq!(streams.streams.len(), 1);
         assert_eq!(streams.streams[0].read, 0..500_000);

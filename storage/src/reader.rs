@@ -15,7 +15,6 @@ use crate::flight::Outcome;
 use crate::mapped::Mapped;
 use crate::metrics::{Metrics, Stats};
 use crate::rate::RateLimiter;
-use crate::readahead::Step;
 use crate::source::BlobSource;
 use crate::upstream::{Policy, Upstream};
 use crate::window;
@@ -119,8 +118,11 @@ impl Reader {
                 return Ok(());
             };
             lost = missing.start;
-            let alone = round == 0 && self.read_ahead(&blob, &chunks)?;
-            for flight in self.fetcher.demand(&blob, missing, alone)? {
+            let flights = self.fetcher.demand(&blob, missing)?;
+            if round == 0 {
+                self.read_ahead(&blob, &chunks)?;
+            }
+            for flight in flights {
                 if let Outcome::Failed(error) = flight.wait().await {
                     return Err(error);
                 }
@@ -159,23 +161,19 @@ impl Reader {
         self.metrics.stats()
     }
 
-    /// Fetches ahead what a read of `chunks` makes likely to be read next. True if it continues nothing that was read before.
-    fn read_ahead(&self, blob: &Arc<Blob>, chunks: &Range<u32>) -> Result<bool, Arc<ReadError>> {
+    /// Fetches ahead what a read of `chunks` makes likely to be read next.
+    fn read_ahead(&self, blob: &Arc<Blob>, chunks: &Range<u32>) -> Result<(), Arc<ReadError>> {
         let stored = blob.stored_range(chunks)?;
-        let most = window::ahead_bytes(&self.fetcher.upstream().speed());
-        let step = blob.streams().read(&stored, most);
-        let ahead = match step {
-            Step::Alone => return Ok(true),
-            Step::Onwards(None) => return Ok(false),
-            Step::Onwards(Some(ahead)) => ahead,
-        };
+        let (least, most) = window::ahead_bytes(&self.fetcher.upstream().speed());
+        let ahead = blob.streams().read(&stored, least, most);
+        let Some(ahead) = ahead else { return Ok(()) };
         let fetch = blob.chunks_stored_in(&ahead.fetch)?;
         if !fetch.is_empty() {
             let mark = blob.chunks_stored_in(&(ahead.mark..ahead.fetch.end))?;
             blob.mark(mark.start.min(fetch.end - 1));
             self.fetcher.ahead(blob, fetch);
         }
-        Ok(false)
+        Ok(())
     }
 
     fn locate(

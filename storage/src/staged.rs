@@ -33,9 +33,7 @@ impl Default for State {
 
 impl Staged {
     /// Keeps a chunk's bytes. [`Staged::surplus`] is to be asked afterwards.
-    pub(crate) fn put(&self, blob: &Arc<Blob>, chunk: u32, bytes: &[u8]) {
-        // A copy, so that no larger buffer is held that the bytes are a part of.
-        let bytes = Bytes::copy_from_slice(bytes);
+    pub(crate) fn put(&self, blob: &Arc<Blob>, chunk: u32, bytes: Bytes) {
         let mut state = self.lock();
         state.bytes += bytes.len() as u64;
         if let Some((_, before)) = state.chunks.put(chunk, (Arc::clone(blob), bytes)) {

@@ -50,14 +50,19 @@ pub(crate) fn gap_bytes(speed: &Speed) -> u64 {
     round_trip_bytes(speed).min(MAX_GAP)
 }
 
-/// Stored bytes to read ahead of one reader at most.
-pub(crate) fn ahead_bytes(speed: &Speed) -> u64 {
-    let enough = bytes_in(speed, AHEAD_MILLISECONDS * 1000);
-    round_trip_bytes(speed).saturating_mul(ROUND_TRIPS).max(enough).clamp(MIN_REQUEST, MAX_AHEAD)
+/// Stored bytes that a reader must have read in order before anything is read ahead of him, as less comes along with his misses;
+/// and how many then are read ahead at most.
+pub(crate) fn ahead_bytes(speed: &Speed) -> (u64, u64) {
+    let round_trip = round_trip_bytes(speed);
+    let most = round_trip.saturating_mul(ROUND_TRIPS).max(bytes_in(speed, AHEAD_MILLISECONDS * 1000));
+    (round_trip.min(MAX_WINDOW), most.clamp(MIN_REQUEST, MAX_AHEAD))
 }
 
+/// How much more may come along than is used, beyond what can be staged. With one, the start of Python above takes 34 requests.
+const PER_USED: u64 = 2;
+
 /// Bytes of neighbours that came along with what was asked for, and how many were used. What is unused is never more than
-/// [`MAX_STAGED`] and as much as was used: so a program that reads here and there soon gets just what it reads.
+/// [`MAX_STAGED`] and [`PER_USED`] times what was used: so a program that reads here and there soon gets little but what it reads.
 #[derive(Debug, Default)]
 pub(crate) struct Neighbours {
     used: AtomicU64,
@@ -67,7 +72,7 @@ pub(crate) struct Neighbours {
 impl Neighbours {
     /// Most stored bytes that the request for a miss should have, neighbours included.
     pub(crate) fn window(&self, speed: &Speed) -> u64 {
-        let allowed = MAX_STAGED.saturating_add(self.used.load(Ordering::Relaxed));
+        let allowed = MAX_STAGED.saturating_add(self.used.load(Ordering::Relaxed).saturating_mul(PER_USED));
         let left = allowed.saturating_sub(self.unused.load(Ordering::Relaxed));
         round_trip_bytes(speed).min(MAX_WINDOW).min(left)
     }
@@ -107,7 +112,7 @@ mod tests {
     #[test]
     fn requests_grow_with_latency_and_bandwidth() {
         let neighbours = Neighbours::default();
-        let of = |speed| (neighbours.window(&speed), request_bytes(&speed), ahead_bytes(&speed));
+        let of = |speed| (neighbours.window(&speed), request_bytes(&speed), ahead_bytes(&speed).1);
         assert_eq!(of(speed(20, 1000)), (MAX_WINDOW, MAX_REQUEST, MAX_AHEAD), "a fast link far away");
         assert_eq!(of(speed(20, 25)), (500_000, 2_000_000, 2_500_000), "200 Mbit/s and 20 ms");
         assert_eq!(of(speed(20, 2)), (40_000, MIN_REQUEST, MIN_REQUEST), "a slow link: little but what is wanted");
@@ -127,9 +132,9 @@ mod tests {
         }
         assert_eq!(brought, MAX_STAGED);
         neighbours.wanted(1 << 20);
-        assert_eq!(neighbours.window(&far), 1 << 20, "as much as was wanted");
-        neighbours.settled(1 << 20, true);
-        assert_eq!(neighbours.window(&far), 3 << 20);
+        assert_eq!(neighbours.window(&far), 2 << 20, "twice what was wanted");
+        neighbours.settled(100_000, true);
+        assert_eq!(neighbours.window(&far), (2 << 20) + 300_000);
         neighbours.settled(u64::MAX, false);
         assert_eq!(neighbours.window(&far), MAX_WINDOW);
     }

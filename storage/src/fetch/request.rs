@@ -155,6 +155,8 @@ impl Fetcher {
             let wanted = request.is_wanted();
             let urgency = if wanted { Urgency::Waiting } else { Urgency::Ahead };
             let record = request.rest.blob().record();
+            let (priority, chunks) = (request.priority, request.rest.chunks());
+            tracing::debug!(blob = %record.digest, ?range, ?chunks, ?priority, wanted, "a range request");
             let error = match self.upstream.open(record, range.clone(), urgency, &request.attempt.avoid).await {
                 Err(error) if wanted => return self.fail(request, error.into()),
                 Err(error) => {
@@ -192,7 +194,8 @@ impl Fetcher {
                 let chunk = request.rest.chunks().start;
                 let Ok(record) = request.rest.blob().chunk(chunk) else { return Ok(()) };
                 let size = record.compressed_size as usize;
-                let bytes = if request.partial.is_empty() && piece.len() >= size {
+                // Bytes that may be staged have a buffer of their own, so that they hold no larger one.
+                let bytes = if request.partial.is_empty() && piece.len() >= size && request.is_eager(chunk) {
                     piece.split_to(size)
                 } else {
                     let missing = size - request.partial.len();
@@ -215,7 +218,7 @@ impl Fetcher {
         let mut one = request.rest.split_to(chunk + 1);
         let mut priority = request.priority;
         if !request.is_eager(chunk) {
-            match self.stage(one, &bytes) {
+            match self.stage(one, bytes.clone()) {
                 Ok(()) => return,
                 Err(wanted) => one = wanted,
             }
