@@ -27,9 +27,9 @@ use crate::upstream::{SourceId, Upstream};
 use crate::window::{self, MAX_REQUEST, Neighbours};
 use request::{Load, Request};
 
-/// Stored bytes on their way, from request to decoded, in KiB for each [`Priority`]: 36 MiB in all, besides the staged ones. Each has
-/// its own, so that what is wanted now never waits for what may be wanted later. A fill shares the prefetch list's room.
-const IN_FLIGHT_KIB: [u32; Priority::ALL.len()] = [12 << 10, 12 << 10, 8 << 10, 4 << 10];
+/// Stored bytes on their way, from request to decoded, in KiB for each [`Priority`]: 32 MiB in all, besides the staged ones. Each has
+/// its own, so that what is wanted now never waits for what may be wanted later.
+const IN_FLIGHT_KIB: [u32; Priority::ALL.len()] = [10 << 10, 10 << 10, 8 << 10, 4 << 10];
 
 /// A semaphore counts in KiB, to stay within 32 bits.
 const KIB: u64 = 1 << 10;
@@ -38,8 +38,9 @@ const KIB: u64 = 1 << 10;
 /// it seldom does three times; a blob that is damaged where it lies stays so. With more sources, each is tried.
 const VERIFY_ATTEMPTS: u32 = 3;
 
-/// The part of a miss's window that lies before it. Programs read more often forwards than backwards.
-const BEFORE: u64 = 10;
+/// The part of a miss's window that lies before it. Programs read more often forwards than backwards; a third makes as few requests
+/// as this, and delays what is wanted more.
+const BEFORE: u64 = 4;
 
 /// Fetches chunks: single-flight, neighbours in one request, within bounds.
 pub(crate) struct Fetcher {
