@@ -24,6 +24,14 @@ pub enum Error {
         /// Cause.
         source: lazo_storage::SourceError,
     },
+    /// There is no place to fetch data from.
+    #[error(
+        "image {image}: no host in its hosts.toml may be pulled from; give one the capability \"pull\", or name a --source"
+    )]
+    NoSource {
+        /// The image.
+        image: String,
+    },
     /// The mount point is no place to mount at.
     #[error("cannot mount at {}: {reason}", path.display())]
     MountPoint {

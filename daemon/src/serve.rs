@@ -130,6 +130,9 @@ fn run(
         sources.push(spec.open(&options.registry).map_err(failed)?);
     }
     sources.extend(lazo_storage::of_image(&source).map_err(failed)?);
+    if sources.is_empty() {
+        return Err(Error::NoSource { image: image.name().to_owned() });
+    }
     let upstream = Upstream::new(sources, options.policy.clone(), Arc::clone(&metrics));
     let rate = RateLimiter::new(options.background_bytes, options.background_requests);
     let parts =

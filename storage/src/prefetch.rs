@@ -229,13 +229,15 @@ mod tests {
             let stored = u64::from(chunks.start) * 100..u64::from(chunks.end) * 100;
             Listed { blob: BlobIndex(blob), chunks, stored }
         };
-        let batch = || vec![listed(1, 50..52), listed(0, 7..9), listed(1, 40..41), listed(1, 53..54), listed(0, 9..10)];
+        let alone = 40..41;
+        let batch =
+            || vec![listed(1, 50..52), listed(0, 7..9), listed(1, alone.clone()), listed(1, 53..54), listed(0, 9..10)];
         assert_eq!(
             merge(batch(), 100),
             [
                 (BlobIndex(1), 50..54, vec![50..52, 53..54]),
                 (BlobIndex(0), 7..10, vec![7..9, 9..10]),
-                (BlobIndex(1), 40..41, vec![40..41]),
+                (BlobIndex(1), alone.clone(), vec![alone.clone()]),
             ]
         );
         assert_eq!(merge(batch(), 0).len(), 4);
