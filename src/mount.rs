@@ -163,7 +163,7 @@ impl Args {
             prefetch: self.data.prefetch.into(),
             background_bytes: self.data.background_rate,
             background_requests: self.data.background_requests,
-            sources: self.data.source.iter().map(SourceSpec::absolute).collect::<Result<_, _>>()?,
+            sources: self.data.source.clone(),
             policy: Policy { outage_limit: Duration::from_secs(self.data.outage_limit), ..Policy::default() },
             log: self.background_log.clone(),
         })

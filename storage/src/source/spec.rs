@@ -46,17 +46,6 @@ pub struct SpecError {
 const FORMS: &str = "give oci:DIR, https://HOST/PATH/, http://HOST/PATH/ or s3://BUCKET[/PREFIX]";
 
 impl SourceSpec {
-    /// The same with an absolute path, for a process that leaves the working directory.
-    ///
-    /// # Errors
-    /// When the working directory is not known.
-    pub fn absolute(&self) -> std::io::Result<Self> {
-        Ok(Self(match &self.0 {
-            Kind::Layout(path) => Kind::Layout(std::path::absolute(path)?),
-            other => other.clone(),
-        }))
-    }
-
     /// The source that this names. Nothing is read and no connection is made before the first blob is asked for; a bucket's
     /// settings are those of the environment now (`AWS_*`).
     ///
