@@ -161,6 +161,9 @@ impl Fetcher {
                 Err(error) if wanted => return self.fail(request, error.into()),
                 Err(error) => {
                     tracing::debug!(error = &error as &dyn std::error::Error, "given up what nobody waits for");
+                    if request.priority == Priority::Demand {
+                        self.neighbours.settled(range.end - range.start, false);
+                    }
                     return request.land(&Outcome::GivenUp);
                 }
                 Ok(mut body) => match self.receive(&mut request, &mut body).await {
