@@ -34,6 +34,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
 
@@ -48,8 +49,12 @@ use evict::{Desk, Marks, Need};
 use ledger::{Ledger, NoRoom};
 use pause::Pause;
 
-/// Version of the state directory's layout.
+/// Version of the state directory's layout, and the file that says so.
 const VERSION: &str = "1";
+const VERSION_FILE: &str = "version";
+
+/// The overflow's memory is given back when nobody has used it for so long.
+const OVERFLOW_IDLE: Duration = Duration::from_secs(30);
 
 /// How often a store asks for room that other processes have taken when it comes.
 const TAKE_ATTEMPTS: u32 = 3;
@@ -98,7 +103,9 @@ impl Cache {
     /// # Errors
     /// When the state directory is of another version, or the thread that evicts cannot be started.
     pub fn open(state_dir: &Path, options: CacheOptions, metrics: Arc<Metrics>) -> Result<Arc<Self>> {
-        check_version(state_dir)?;
+        if !check_version(state_dir)? {
+            mark_version(state_dir);
+        }
         let cache = Arc::new(Self {
             blobs_dir: state_dir.join("blobs"),
             options,
@@ -230,10 +237,8 @@ impl Cache {
 
     /// Gives the overflow's memory back when it is no longer needed.
     fn tidy(&self) {
-        if self.overflow.bytes() > 0 && self.pause.is_over() {
-            self.overflow.clear();
-            self.show_overflow();
-        }
+        self.overflow.clear_unused(OVERFLOW_IDLE);
+        self.show_overflow();
     }
 
     fn show_used(&self, bytes: u64) {
@@ -282,20 +287,23 @@ fn set(gauge: &Gauge, value: u64) {
     gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
 }
 
-/// Refuses a state directory that another version of this program has made, and marks a new one.
-fn check_version(state_dir: &Path) -> Result<()> {
-    let path = state_dir.join("version");
+/// Refuses a state directory that another version of this program has made. Says whether it has a mark.
+fn check_version(state_dir: &Path) -> Result<bool> {
+    let path = state_dir.join(VERSION_FILE);
     match fs::read_to_string(&path) {
-        Ok(version) if version.trim() == VERSION => return Ok(()),
+        Ok(version) if version.trim() == VERSION => Ok(true),
         // Another process has made it and not yet written to it, or was killed then.
-        Ok(version) if version.is_empty() => {}
-        Ok(version) => return Err(Error::OtherVersion { path, version: version.trim().to_owned() }),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
-        Err(source) => return Err(Error::Io { what: "read", path, source }),
+        Ok(version) if version.is_empty() => Ok(false),
+        Ok(version) => Err(Error::OtherVersion { path, version: version.trim().to_owned() }),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
+        Err(source) => Err(Error::Io { what: "read", path, source }),
     }
-    // What cannot be written does not need a mark.
+}
+
+/// Marks a state directory as this version's. What cannot be written does not need a mark.
+fn mark_version(state_dir: &Path) {
+    let path = state_dir.join(VERSION_FILE);
     if let Err(error) = make_dir(state_dir).and_then(|()| fs::write(&path, format!("{VERSION}\n"))) {
         tracing::debug!(path = %path.display(), %error, "cannot mark the state directory with its version");
     }
-    Ok(())
 }

@@ -12,11 +12,10 @@
 //! ```
 //! Nothing reaches a reader that was not hashed with BLAKE3 against the chunk index in this process.
 //!
-//! The cache is crash-only. `STATE/blobs/<blob>.<table>/` holds `data`, a sparse file laid out as the blob's device
-//! space, and `ready`, a bitmap of the chunks that some process wrote. The bitmap is a hint: nothing is synced, and each
-//! process hashes each chunk before its first use. So several processes may share a state directory without locks: what
-//! they write into `data` is the same verified bytes at the same place, and a bit lost in `ready` costs one fetch.
-//! What a full or read-only disk cannot take is served from a bounded memory (`overflow`), and nothing is fetched ahead then.
+//! The cache is crash-only and bounded: see [`cache`]. `STATE/blobs/<blob>.<table>/` holds `data`, a sparse file laid out as the
+//! blob's device space, and `ready`, a bitmap of the chunks that some process wrote, which is a hint: nothing is synced, and each
+//! process hashes each chunk before its first use. What the cache cannot take is served from a bounded memory (`overflow`),
+//! and nothing is fetched ahead then.
 //! `<table>` is the digest of the blob's part of the chunk index, so that an image which describes the same blob
 //! differently cannot put its bytes where another image reads.
 

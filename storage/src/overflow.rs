@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use lru::LruCache;
 
@@ -18,14 +19,21 @@ pub(crate) struct Key {
 /// Verified chunks, the longest unused going first.
 #[derive(Debug)]
 pub(crate) struct Overflow {
-    chunks: Mutex<LruCache<Key, Arc<[u8]>>>,
+    chunks: Mutex<Chunks>,
     /// Changed under the lock; read without it, so that an empty overflow costs nothing to ask.
     bytes: AtomicUsize,
 }
 
+#[derive(Debug)]
+struct Chunks {
+    by_key: LruCache<Key, Arc<[u8]>>,
+    used: Instant,
+}
+
 impl Default for Overflow {
     fn default() -> Self {
-        Self { chunks: Mutex::new(LruCache::unbounded()), bytes: AtomicUsize::new(0) }
+        let chunks = Chunks { by_key: LruCache::unbounded(), used: Instant::now() };
+        Self { chunks: Mutex::new(chunks), bytes: AtomicUsize::new(0) }
     }
 }
 
@@ -38,12 +46,13 @@ impl Overflow {
     /// Keeps a chunk that has been verified.
     pub(crate) fn keep(&self, key: Key, bytes: &[u8]) {
         let mut chunks = self.lock();
+        chunks.used = Instant::now();
         let mut held = self.bytes() + bytes.len();
-        if let Some(before) = chunks.put(key, bytes.into()) {
+        if let Some(before) = chunks.by_key.put(key, bytes.into()) {
             held -= before.len();
         }
         while held > MAX_BYTES {
-            let Some((_, oldest)) = chunks.pop_lru() else { break };
+            let Some((_, oldest)) = chunks.by_key.pop_lru() else { break };
             held -= oldest.len();
         }
         self.bytes.store(held, Ordering::Release);
@@ -54,22 +63,29 @@ impl Overflow {
         if self.bytes() == 0 {
             return None;
         }
-        self.lock().get(&key).cloned()
+        let mut chunks = self.lock();
+        let found = chunks.by_key.get(&key).cloned();
+        if found.is_some() {
+            chunks.used = Instant::now();
+        }
+        found
     }
 
     /// Whether the chunk is there, without making it younger.
     pub(crate) fn has(&self, key: Key) -> bool {
-        self.bytes() != 0 && self.lock().contains(&key)
+        self.bytes() != 0 && self.lock().by_key.contains(&key)
     }
 
-    /// Gives all memory back.
-    pub(crate) fn clear(&self) {
+    /// Gives all memory back if nobody has put anything in, or found anything, for so long.
+    pub(crate) fn clear_unused(&self, idle: Duration) {
         let mut chunks = self.lock();
-        *chunks = LruCache::unbounded();
-        self.bytes.store(0, Ordering::Release);
+        if chunks.used.elapsed() >= idle {
+            chunks.by_key = LruCache::unbounded();
+            self.bytes.store(0, Ordering::Release);
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, LruCache<Key, Arc<[u8]>>> {
+    fn lock(&self) -> MutexGuard<'_, Chunks> {
         self.chunks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -93,7 +109,9 @@ mod tests {
         overflow.keep(key(4), &quarter);
         let there: Vec<u32> = (0..5).filter(|chunk| overflow.get(key(*chunk)).is_some()).collect();
         assert_eq!(there, [1, 2, 3, 4]);
-        overflow.clear();
+        overflow.clear_unused(Duration::from_secs(60));
+        assert!(overflow.has(key(4)));
+        overflow.clear_unused(Duration::ZERO);
         assert!(overflow.bytes() == 0 && !overflow.has(key(4)));
     }
 }

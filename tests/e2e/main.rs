@@ -1,5 +1,6 @@
 //! End-to-end tests: the binary, real registries, the kernel. They need root and what scripts/install-deps installs.
 
+mod cache;
 mod check;
 mod convert;
 mod demo;

@@ -116,9 +116,7 @@ impl Inventory {
     /// # Errors
     /// When it cannot be read, or is another version's.
     pub fn read(state_dir: &Path) -> Result<Self> {
-        if state_dir.exists() {
-            check_version(state_dir)?;
-        }
+        check_version(state_dir)?;
         let (blobs, images) = (state_dir.join("blobs"), state_dir.join("images"));
         let images = kept_images(&images).map_err(Error::io("read", &images))?;
         let dirs = dirs::scan(&blobs).map_err(Error::io("read", &blobs))?;

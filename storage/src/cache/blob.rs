@@ -350,8 +350,7 @@ impl BlobCache {
     /// Opens the files anew, after somebody has removed or cut them, or when there were none that could be written.
     fn reopen(&self) -> io::Result<()> {
         let _alone = self.alone();
-        let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(before) = &*files {
+        if let Some(before) = self.files().as_ref() {
             match before.harm(&self.shape)? {
                 // Somebody else has done it.
                 None if before.is_writable() => return Ok(()),
@@ -360,6 +359,7 @@ impl BlobCache {
             }
         }
         let (new, ready) = Files::make(&self.dir, &self.shape)?;
+        let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
         if !files.as_ref().is_some_and(|before| before.is_same_data(&new)) {
             self.verified.clear();
             self.ready.replace(&ready);
@@ -458,7 +458,7 @@ impl BlobCache {
 
     /// Punches what no ready chunk covers: a killed process's last write, or what did not fit on a full disk. Once for each of these.
     fn sweep(&self) -> u64 {
-        if !self.unswept.load(Ordering::Relaxed) {
+        if !self.unswept.load(Ordering::Relaxed) || self.solid.load(Ordering::Relaxed) {
             return 0;
         }
         let swept = self.alone_with_files(|files| {
@@ -501,8 +501,9 @@ impl BlobCache {
         let after = files.disk_bytes();
         files.share();
         if let Err(error) = changed {
-            self.solid.store(true, Ordering::Relaxed);
-            tracing::warn!(cache = %self.dir.display(), %error, "cannot punch holes, so that nothing of this blob can be evicted while it is in use");
+            self.unswept.store(true, Ordering::Relaxed);
+            self.solid.store(error.kind() == io::ErrorKind::Unsupported, Ordering::Relaxed);
+            tracing::warn!(cache = %self.dir.display(), %error, "cannot punch holes into a blob's cache to make room");
             return None;
         }
         let freed = before.ok()?.saturating_sub(after.ok()?);

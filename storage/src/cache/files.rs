@@ -51,8 +51,7 @@ pub(super) fn disk_bytes(metadata: &std::fs::Metadata) -> u64 {
     metadata.blocks() * STAT_BLOCK
 }
 
-/// A directory's lock file, with a shared lock, which keeps others from removing or punching what is in the directory. `None` as
-/// long as somebody does that.
+/// A directory's lock file, with a shared lock, which keeps others from removing or punching what is in the directory.
 fn lock_shared(dir: &Path, open: impl Fn(&Path) -> io::Result<File>) -> io::Result<File> {
     let path = dir.join(LOCK);
     for _ in 0..OPEN_ATTEMPTS {
