@@ -316,16 +316,17 @@ fn readers_see_no_hole_while_chunks_come_and_go() {
             });
         }
         let (mut from, mut rounds, start) = (0, 0, Instant::now());
-        while rounds < ROUNDS && start.elapsed() < PATIENCE {
+        // A busy machine may give readers no turn for a while.
+        let enough =
+            |rounds| rounds >= ROUNDS && reads.load(Ordering::Relaxed) > 1000 && misses.load(Ordering::Relaxed) > 100;
+        while !enough(rounds) && start.elapsed() < PATIENCE {
             let progress = b.evict(from..u32::MAX, at(3));
             from = progress.next.unwrap_or(0);
             rounds += u64::from(progress.freed > 0);
         }
         stop.store(true, Ordering::Relaxed);
-        assert_eq!(rounds, ROUNDS);
+        assert!(enough(rounds), "{rounds} rounds, {reads:?} reads, {misses:?} misses: they hardly met");
     });
-    let (reads, misses) = (reads.into_inner(), misses.into_inner());
-    assert!(reads > 1000 && misses > 100, "{reads} reads, {misses} misses: they hardly met");
     assert!(cache.has_room() && cache.overflow.bytes() == 0);
 }
 
