@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
 WORK = TARGET / "bench"
+sys.path.insert(0, str(ROOT / "scripts"))
 # LAZO_BENCH_BIN: a directory such as target/debug, whose programs are measured as they are there.
 PROGRAMS = Path(os.environ.get("LAZO_BENCH_BIN") or TARGET / "release")
 LAZO = PROGRAMS / "lazo"
@@ -89,12 +90,12 @@ def manifest(layout: Path, tag: str) -> dict:
 
 
 @contextlib.contextmanager
-def mounted(image: str, state="state"):
-    """`lazo mount` at target/bench/mount for as long as `with` lasts; also what the mounting took."""
+def mounted(image: str, state="state", options=(), inside=()):
+    """`lazo mount` at target/bench/mount for as long as `with` lasts; also what the mounting took. `inside`: a command before it."""
     place = WORK / "mount"
     place.mkdir(exist_ok=True)
     environment = {**os.environ, "LAZO_STATE_DIR": str(WORK / state), "LAZO_RUN_DIR": str(WORK / "run")}
-    result = rig("mount", LAZO, image, place, env=environment)
+    result = json.loads(run(*inside, RIG, "mount", LAZO, image, place, *options, env=environment))
     try:
         yield place, result["seconds"]
     finally:
@@ -125,9 +126,10 @@ def server_of(place: Path) -> int:
     sys.exit(f"no process serves {place}")
 
 
-def rss(pid: int) -> int:
+def rss(pid: int, field="VmRSS") -> int:
+    """What a process has in memory, bytes; VmHWM: the most that it has had."""
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS:")).split()[1]) * 1024
+    return int(next(line for line in status.splitlines() if line.startswith(field + ":")).split()[1]) * 1024
 
 
 def push(registry, layout: Path, name: str, tag="lazo") -> str:

@@ -6,6 +6,9 @@ mod erofs_mount;
 #[expect(dead_code, reason = "the tests use all of it")]
 #[path = "../tests/support/faults.rs"]
 mod faults;
+#[expect(dead_code, reason = "the tests use all of it")]
+#[path = "../tests/support/random.rs"]
+mod random;
 
 use std::{
     collections::BTreeMap,
@@ -22,8 +25,8 @@ use lazo_format::{BlobIndex, ChunkDecoder, ChunkIndex, Index};
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, statat};
 use serde_json::{Value, json};
 
-const USAGE: &str = "rig stat DIR | read DIR | mount LAZO IMAGE DIR | unpack LAYOUT TAG DIR | erofs DIR MOUNTPOINT \
-                     | proxy ADDRESS UPSTREAM";
+const USAGE: &str = "rig stat DIR | read DIR | random DIR READERS READS | mount LAZO IMAGE DIR [OPTION...] \
+                     | unpack LAYOUT TAG DIR | erofs DIR MOUNTPOINT | proxy ADDRESS UPSTREAM";
 /// What `read` asks for at once: as coreutils' cat and GNU tar do, roughly.
 const READ_SIZE: usize = 128 << 10;
 
@@ -34,7 +37,8 @@ fn main() -> Result<()> {
     let mut result = match args[..] {
         ["stat", dir] => walk(dir, None)?,
         ["read", dir] => walk(dir, Some(&mut vec![0; READ_SIZE]))?,
-        ["mount", lazo, image, dir] => mount(lazo, image, dir)?,
+        ["random", dir, readers, reads] => random(Path::new(dir), readers.parse()?, reads.parse()?)?,
+        ["mount", lazo, image, dir, ref options @ ..] => mount(lazo, image, dir, options)?,
         ["unpack", layout, tag, dir] => unpack(Path::new(layout), tag, Path::new(dir))?,
         ["erofs", dir, at] => return erofs(Path::new(dir), Path::new(at)),
         ["proxy", address, upstream] => return proxy(address, upstream),
@@ -96,9 +100,46 @@ fn read_all(file: &OwnedFd, buffer: &mut [u8]) -> Result<u64> {
     }
 }
 
+/// Many readers at a time, each of which reads up to 64 KiB at so many random places of random files of at least 16 KiB.
+fn random(root: &Path, readers: u64, reads: u64) -> Result<Value> {
+    const LARGEST: u32 = 64 << 10;
+    const LEAST: u64 = 16 << 10;
+    let (mut files, mut pending) = (Vec::new(), vec![root.to_owned()]);
+    while let Some(directory) = pending.pop() {
+        for entry in fs::read_dir(&directory)? {
+            let (entry, metadata) = entry.and_then(|entry| Ok((entry.path(), entry.metadata()?)))?;
+            if metadata.is_dir() {
+                pending.push(entry);
+            } else if metadata.is_file() && metadata.len() >= LEAST {
+                files.push((entry, metadata.len()));
+            }
+        }
+    }
+    files.sort();
+    let read = |seed: u64| -> Result<u64> {
+        let (mut random, mut buffer, mut bytes) = (random::Random::new(seed), vec![0; LARGEST as usize], 0);
+        for _ in 0..reads {
+            let (path, size) = random.pick(&files);
+            let offset = random.below(*size);
+            let length = (1 + random.below(LARGEST.into())).min(size - offset);
+            File::open(path)?.read_exact_at(&mut buffer[..usize::try_from(length)?], offset)?;
+            bytes += length;
+        }
+        Ok(bytes)
+    };
+    let start = Instant::now();
+    let bytes = std::thread::scope(|scope| {
+        let read = &read;
+        let threads: Vec<_> = (0..readers).map(|seed| scope.spawn(move || read(seed))).collect();
+        let sums = threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow::anyhow!("a reader panicked"))?);
+        sums.sum::<Result<u64>>()
+    })?;
+    Ok(json!({ "files": files.len(), "bytes": bytes, "reading": start.elapsed().as_secs_f64() }))
+}
+
 /// `lazo mount` until the first listing of its root.
-fn mount(lazo: &str, image: &str, dir: &str) -> Result<Value> {
-    let status = Command::new(lazo).args(["mount", image, dir]).status()?;
+fn mount(lazo: &str, image: &str, dir: &str, options: &[&str]) -> Result<Value> {
+    let status = Command::new(lazo).args(["mount", image, dir]).args(options).status()?;
     ensure!(status.success(), "lazo mount {image}: {status}");
     let entries = fs::read_dir(dir)?.count();
     ensure!(entries > 0, "{dir} is empty");
@@ -126,7 +167,7 @@ fn unpack(layout: &Path, tag: &str, out: &Path) -> Result<Value> {
     }
     fs::write(out.join("bootstrap"), &members[Path::new("image/bootstrap")])?;
     let index = Index::parse(&members[Path::new("image/index")][..])?;
-    let (mut decoder, mut data) = (ChunkDecoder::new()?, Vec::new());
+    let (mut decoder, mut data, mut device_bytes) = (ChunkDecoder::new()?, Vec::new(), 0);
     for (number, layer) in blobs.iter().enumerate() {
         let (stored, device) = (File::open(blob(&layer["digest"]))?, File::create(out.join(format!("{number:04}")))?);
         for chunk in index.blob(BlobIndex(u16::try_from(number)?))?.chunks() {
@@ -135,9 +176,10 @@ fn unpack(layout: &Path, tag: &str, out: &Path) -> Result<Value> {
             stored.read_exact_at(&mut bytes, chunk.compressed_offset)?;
             decoder.decode(&chunk, &bytes, &mut data)?;
             device.write_all_at(&data, chunk.device_offset.0)?;
+            device_bytes += data.len();
         }
     }
-    Ok(json!({ "blobs": blobs.len(), "entries": index.header().entries }))
+    Ok(json!({ "blobs": blobs.len(), "entries": index.header().entries, "device_bytes": device_bytes }))
 }
 
 /// Mounts what `unpack` made with the kernel's EROFS until stdin ends.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures what docs/BENCHMARKS.md promises, on this machine, and writes the figures there.
 
-usage: benches/run.py [PART...]     parts: convert mount warm cold start trees (all of them without an argument)
+usage: benches/run.py [PART...]     parts: convert mount warm cold random start heavy trees (all of them without an argument)
 
 Everything runs on the `large` test corpus with release binaries, as root. What is compared is measured in turns within
 one run; figures are medians. Results: target/bench/results.json, and the table between the markers of docs/BENCHMARKS.md.
@@ -18,8 +18,6 @@ import sys
 import time
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "scripts"))
 sys.dont_write_bytecode = True
 
 import fixtures  # noqa: E402
@@ -32,8 +30,9 @@ from corpuslib.rawtar import Tar  # noqa: E402
 DOCUMENT = ROOT / "docs/BENCHMARKS.md"
 BEGIN, END = "<!-- figures: written by make bench -->", "<!-- end of figures -->"
 TREES = (10**3, 10**5, 10**6)
+READERS, READS = 64, 100
 CONVERSIONS, WALKS, COLD_READS, MOUNTS, TREE_MOUNTS = 3, 9, 5, 21, 15
-PARTS = ("convert", "mount", "warm", "cold", "start", "trees")
+PARTS = ("convert", "mount", "warm", "cold", "random", "start", "heavy", "trees")
 # How much longer the mount of 10^6 entries may take than that of 10^3 before it counts as growing: the noise of a median.
 FLAT = 1.25
 
@@ -107,18 +106,49 @@ def warm(figures: Figures, image: str, layout: Path, corpus: Path):
     figures.add("RSS of the serving process after reading everything", peak / 1e6, "MB")
 
 
-def cold(figures: Figures, image: str):
+def cold(figures: Figures, registry, image: str, layout: Path):
     """Everything through the loopback registry, nothing cached anywhere."""
-    speeds, seconds = [], []
+    speeds, seconds, requests = [], [], []
     for _ in range(COLD_READS):
         shutil.rmtree(WORK / "state", ignore_errors=True)
         drop_caches()
+        before = registry.data_requests()
         with mounted(image) as (place, _):
             result = rig("read", place)
         speeds.append(result["bytes"] / result["seconds"] / 1e6)
         seconds.append(result["seconds"])
-    figures.add("cold read of everything through docker-registry", statistics.median(speeds), "MB/s", least=200,
+        requests.append(registry.data_requests() - before)
+    figures.add("cold read of everything through docker-registry", statistics.median(speeds), "MB/s", least=300,
                 note=f"{result['bytes'] / 1e6:.0f} MB in {statistics.median(seconds):.1f} s")
+    stored = sum(blob["size"] for blob in manifest(layout, "lazo")["layers"][:-1])
+    figures.add("its requests / 2 MiB of what is stored", statistics.median(requests) / (stored / (2 << 20)), "", most=1.3,
+                note=f"{statistics.median(requests):.0f} for {stored / 1e6:.0f} MB")
+
+
+def random(figures: Figures, registry, image: str):
+    """64 readers at random offsets, nothing cached anywhere, everything asked for noted."""
+    shutil.rmtree(WORK / "state", ignore_errors=True)
+    drop_caches()
+    with fixtures.Proxy(registry.host, 0) as proxy, mounted(starts.through(image, proxy), options=("--prefetch", "none")) as (place, _):
+        result = rig("random", place, READERS, READS)
+        peak, decoded = rss(server_of(place), "VmHWM"), starts.cached()
+        data = [request for request in proxy.log() if request["data"]]
+    figures.add(f"{READERS} readers at random offsets: peak RSS of the serving process", peak / 1e6, "MB", most=96 * 1.048576,
+                note=f"{READERS * READS} reads of {result['bytes'] / 1e6:.0f} MB in {result['reading']:.1f} s")
+    figures.add("stored bytes fetched twice", twice(data) / 1e6, "MB", most=0,
+                note=f"{len(data)} requests, {sum(request['bytes'] for request in data) / 1e6:.0f} MB, "
+                     f"{decoded / 1e6:.0f} MB decoded")
+
+
+def twice(requests: list) -> int:
+    """Bytes that more than one request has asked for."""
+    total, end = 0, {}
+    for request in sorted(requests, key=lambda request: (request["path"], request["first"])):
+        first, last = request["first"], request["first"] + request["length"]
+        reached = end.get(request["path"], 0)
+        total += max(0, min(reached, last) - first)
+        end[request["path"]] = max(reached, last)
+    return total
 
 
 def tree_image(entries: int) -> Path:
@@ -194,9 +224,13 @@ def main():
         if "warm" in parts:
             warm(figures, image, layout, corpus)
         if "cold" in parts:
-            cold(figures, image)
+            cold(figures, registry, image, layout)
+        if "random" in parts:
+            random(figures, registry, image)
         if "start" in parts:
             starts.start(figures, registry, layout, corpus)
+        if "heavy" in parts:
+            starts.heavy(figures, registry, corpus)
         if "trees" in parts:
             trees(figures, registry)
     if set(parts) == set(PARTS):

@@ -8,8 +8,9 @@ import subprocess
 import time
 from pathlib import Path
 
-from common import LAZO, WORK, Figures, drop_caches, fresh, manifest, mounted, push, run
-from fixtures import Proxy
+from common import LAZO, WORK, Figures, drop_caches, fresh, manifest, mounted, push, rig, run
+from fixtures import Network, Proxy
+from corpuslib.oci import Layout
 
 LATENCY = 20  # milliseconds
 STARTS = 5
@@ -17,6 +18,20 @@ CODE = "import numpy, json, ssl, sqlite3, email, http.client; numpy.ones(9).sum(
 # Nothing is written into what is started from: it would not be there in the mount.
 PYTHON = ("python3", "-B", "-c")
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+# An application that imports most of what its image was made for: some 2,400 modules and their shared libraries.
+HEAVY = """
+import numpy, scipy.linalg, scipy.sparse, scipy.optimize, scipy.stats, scipy.signal, scipy.interpolate, scipy.ndimage
+import scipy.spatial, scipy.special, scipy.integrate, scipy.cluster, scipy.io, scipy.fft, scipy.datasets, scipy.odr
+import pandas, flask, sqlalchemy, sqlalchemy.orm, sqlalchemy.dialects.postgresql, sympy, matplotlib.pyplot
+import sklearn.ensemble, sklearn.linear_model, sklearn.svm, sklearn.cluster, sklearn.decomposition, sklearn.neighbors
+import sklearn.tree, sklearn.pipeline, sklearn.preprocessing, sklearn.model_selection, sklearn.metrics, sklearn.manifold
+import pyarrow, pyarrow.parquet, pyarrow.dataset, pyarrow.compute, pyarrow.csv, pyarrow.json, pyarrow.fs, pyarrow.flight
+"""
+# What such an application's image would not have of the large corpus.
+NOT_HEAVY = ("./usr/lib/jvm", "./usr/lib/gcc", "./usr/lib/git-core", "./usr/include", "./usr/libexec", "./usr/share/doc",
+             "./usr/bin/*-linux-gnu-*", "./usr/lib/x86_64-linux-gnu/*.a")
+SITE = "./usr/local/lib/python3.11/dist-packages"
+MEGABITS, HEAVY_STARTS = 200, 3
 CACHESTAT, PAGE = 451, 4096
 
 
@@ -75,12 +90,12 @@ def through(image: str, proxy) -> str:
     return f"docker://{proxy.host}/{image.removeprefix('docker://').split('/', 1)[1]}"
 
 
-def lazy_start(image: str, proxy, command) -> dict:
-    """A start from a fresh mount, nothing cached anywhere."""
+def lazy_start(image: str, proxy, command, **how) -> dict:
+    """A start from a fresh mount, nothing cached anywhere. `how`: more for `mounted`."""
     shutil.rmtree(WORK / "state", ignore_errors=True)
     drop_caches()
     proxy.log()
-    with mounted(image) as (place, mount):
+    with mounted(image, **how) as (place, mount):
         seconds = chroot(place, command)
         log = proxy.log()
         data = [request for request in log if request["data"]]
@@ -93,13 +108,13 @@ def local_start(root: Path, command) -> dict:
     return {"seconds": chroot(root, command)}
 
 
-def full_pull(image: str, layers: list, command) -> dict:
-    """skopeo copies everything, tar unpacks layer after layer, the program starts."""
+def full_pull(image: str, layers: list, command, inside=()) -> dict:
+    """skopeo copies everything, tar unpacks layer after layer, the program starts. `inside`: a command before skopeo."""
     work = fresh("pull")
     (work / "root").mkdir()
     drop_caches()
     start = time.perf_counter()
-    run("skopeo", "--insecure-policy", "copy", "--quiet", "--src-tls-verify=false", image, f"dir:{work}/image")
+    run(*inside, "skopeo", "--insecure-policy", "copy", "--quiet", "--src-tls-verify=false", image, f"dir:{work}/image")
     for layer in layers:
         path = work / "image" / layer["digest"].removeprefix("sha256:")
         run("tar", "--extract", "--gzip", "--numeric-owner", "--directory", work / "root", "--file", path)
@@ -109,12 +124,12 @@ def full_pull(image: str, layers: list, command) -> dict:
     return result
 
 
-def hinted(corpus: Path, name: str, command) -> Path:
-    """The corpus converted with a prefetch list of what the command reads."""
+def hinted(plain: Path, reference: Path, name: str, command) -> Path:
+    """The image of a layout, converted with a prefetch list of what the command reads."""
     layout = WORK / "converted" / name
-    prefetch = accesses(corpus / "reference", command)
+    prefetch = accesses(reference, command)
     shutil.rmtree(layout, ignore_errors=True)
-    run(LAZO, "convert", "--prefetch", "-", f"oci:{corpus}/layout:gzip", f"oci:{layout}:lazo", input="\n".join(prefetch))
+    run(LAZO, "convert", "--prefetch", "-", f"oci:{plain}:gzip", f"oci:{layout}:lazo", input="\n".join(prefetch))
     return layout
 
 
@@ -127,7 +142,7 @@ def start(figures: Figures, registry, layout: Path, corpus: Path):
     command = (*PYTHON, CODE)
     images = {
         "without hints": push(registry, layout, "large"),
-        "with hints": push(registry, hinted(corpus, "hints", command), "large-hints"),
+        "with hints": push(registry, hinted(corpus / "layout", corpus / "reference", "hints", command), "large-hints"),
     }
     plain = push(registry, corpus / "layout", "large-gzip", "gzip")
     layers = manifest(corpus / "layout", "gzip")["layers"]
@@ -150,3 +165,57 @@ def start(figures: Figures, registry, layout: Path, corpus: Path):
         figures.add(f"its bytes decoded / read, {name}", decoded / read, "", most=ratio,
                     note=f"{decoded / 1e6:.1f} MB / {read / 1e6:.1f} MB")
     figures.add("the same by a full pull", pull["seconds"], "s", note=f"pulled and unpacked in {pull['pulled']:.1f} s")
+
+
+def heavy_image(corpus: Path) -> Path:
+    """A layout with an image of two layers: Debian with python3, and an application's packages. Kept between runs."""
+    layout = WORK / "heavy-plain"
+    if (layout / "index.json").is_file():
+        return layout
+    print("making the image of an import-heavy application", flush=True)
+    work = fresh("heavy-source")
+    everything = ["tar", "--create", "--sort=name", "--numeric-owner", "--directory", corpus / "reference"]
+    run(*everything, "--file", work / "base.tar", *(f"--exclude={path}" for path in (*NOT_HEAVY, SITE)), ".")
+    run(*everything, "--file", work / "packages.tar", SITE)
+    plain = Layout(work / "layout")
+    plain.tag("gzip", plain.manifest([plain.layer(work / name, "gzip") for name in ("base.tar", "packages.tar")]))
+    plain.finish()
+    shutil.rmtree(layout, ignore_errors=True)
+    (work / "layout").rename(layout)
+    shutil.rmtree(work)
+    return layout
+
+
+def heavy(figures: Figures, registry, corpus: Path):
+    """An import-heavy start over a link of 200 Mbit/s, at 20 ms a request."""
+    command, plain = (*PYTHON, HEAVY), heavy_image(corpus)
+    layouts = {"without hints": WORK / "converted/heavy", "with hints": hinted(plain, corpus / "reference", "heavy-hints", command)}
+    shutil.rmtree(layouts["without hints"], ignore_errors=True)
+    run(LAZO, "convert", f"oci:{plain}:gzip", f"oci:{layouts['without hints']}:lazo")
+    images = {name: push(registry, layout, f"heavy-{number}") for number, (name, layout) in enumerate(layouts.items())}
+    packed = push(registry, plain, "heavy-gzip", "gzip")
+    layers = manifest(plain, "gzip")["layers"]
+    results = {name: [] for name in (*images, "ext4", "full pull")}
+    with Network(MEGABITS) as network, Proxy(registry.host, LATENCY, network.HERE) as proxy:
+        for _ in range(HEAVY_STARTS):
+            for name, image in images.items():
+                how = {"options": ("--plain-http",), "inside": network.inside}
+                results[name].append(lazy_start(through(image, proxy), proxy, command, **how))
+            local = local_start(corpus / "reference", command)
+            results["ext4"].append({**local, "read": resident(corpus / "reference")})
+        results["full pull"].append(full_pull(through(packed, proxy), layers, command, network.inside))
+    entries = rig("unpack", layouts["without hints"], "lazo", fresh("erofs"))
+    stored = sum(blob["size"] for blob in manifest(layouts["without hints"], "lazo")["layers"][:-1])
+    read, ext4 = median(results["ext4"], "read"), median(results["ext4"], "seconds")
+    link = read * stored / entries["device_bytes"] / (MEGABITS * 1e6 / 8)
+    figures.add("import-heavy start, cold, from local ext4", ext4, "s",
+                note=f"reads {read / 1e6:.0f} MB, {100 * read / entries['device_bytes']:.0f} % of the image")
+    for name in images:
+        these = results[name]
+        seconds = median(these, "seconds")
+        figures.add(f"the same at 200 Mbit/s and 20 ms a request, {name} / (link + ext4)", seconds / (link + ext4), "", most=1.2,
+                    note=f"{seconds:.1f} s; those bytes on that link {link:.1f} s; {median(these, 'data'):.0f} data requests, "
+                         f"{median(these, 'fetched') / 1e6:.0f} MB; lazo mount before it {median(these, 'mount'):.2f} s")
+        pull = median(results["full pull"], "seconds")
+        figures.add(f"the same, {name} / full pull", (seconds + median(these, "mount")) / pull, "", most=1,
+                    note=f"full pull {pull:.1f} s")

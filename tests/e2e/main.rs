@@ -3,12 +3,15 @@
 mod cache;
 mod check;
 mod convert;
+mod crash;
 mod demo;
 mod faults;
 mod hostile;
 mod interop;
 mod lazy;
+mod load;
 mod metrics;
+mod mirrors;
 mod mount;
 mod options;
 #[path = "../support/mod.rs"]

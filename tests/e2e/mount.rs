@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::{
@@ -15,11 +15,8 @@ use rustix::{
 use crate::support::{
     Corpus, Scratch, converted, failure_of,
     listing::Listing,
-    mounted::{Mounted, is_mounted},
+    mounted::{Mounted, has_ended, is_mounted, wait_for_end},
 };
-
-/// How long a killed process may take to be gone.
-const END_LIMIT: Duration = Duration::from_secs(10);
 
 fn small() -> String {
     format!("oci:{}:lazo", converted("small", "gzip").display())
@@ -72,20 +69,6 @@ fn plain_umount_ends_the_serving_process_too() {
     let server = mounted.server().expect("a serving process");
     crate::support::run("umount", [mounted.path()]);
     wait_for_end(server);
-}
-
-/// Whether a process is gone, or nobody but its parent, who has yet to take notice, would miss it.
-fn has_ended(process: Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())).unwrap_or_default();
-    stat.is_empty() || stat.contains(") Z ")
-}
-
-fn wait_for_end(process: Pid) {
-    let start = Instant::now();
-    while !has_ended(process) {
-        assert!(start.elapsed() < END_LIMIT, "the serving process lives on");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]

@@ -126,6 +126,8 @@ struct Shared {
     link: Mutex<(Duration, u64, Arc<Link>)>,
     rules: watch::Sender<Vec<Rule>>,
     log: Mutex<Vec<Exchange>>,
+    /// Requests that a fault has hit.
+    hits: AtomicU64,
     /// For how long signed URLs are valid, in milliseconds; 0: blobs are not redirected.
     signed_for: AtomicU64,
 }
@@ -145,6 +147,7 @@ impl Shared {
         self.rules.send_if_modified(|rules| {
             if let Some(rule) = rules.iter_mut().find(|rule| rule.left > 0 && rule.target.hits(request)) {
                 rule.left -= 1;
+                self.hits.fetch_add(1, Ordering::Relaxed);
                 found = Some(rule.fault.clone());
             }
             // Nobody waits for the count of a rule.
@@ -184,6 +187,7 @@ impl Proxy {
             link: Mutex::new((Duration::ZERO, UNLIMITED, Arc::new(Link::new(Duration::ZERO, UNLIMITED)))),
             rules: watch::Sender::default(),
             log: Mutex::default(),
+            hits: AtomicU64::new(0),
             signed_for: AtomicU64::new(0),
         };
         let runtime = Builder::new_multi_thread().worker_threads(THREADS).thread_name("proxy").enable_all().build();
@@ -263,6 +267,11 @@ impl Proxy {
         let milliseconds =
             validity.map_or(0, |validity| u64::try_from(validity.as_millis()).unwrap_or(u64::MAX).max(1));
         self.shared.signed_for.store(milliseconds, Ordering::Relaxed);
+    }
+
+    /// How many requests faults have hit so far; one that hangs is hit each time that the faults change.
+    pub(crate) fn hits(&self) -> u64 {
+        self.shared.hits.load(Ordering::Relaxed)
     }
 
     /// Every request so far, in the order of their arrival.

@@ -47,3 +47,12 @@ pub(crate) fn one(scratch: &Scratch, directory: &str, ending: &str) -> PathBuf {
     let mut paths = entries.map(|entry| entry.expect("an entry").path());
     paths.find(|path| path.to_string_lossy().ends_with(ending)).unwrap_or_else(|| panic!("no *{ending}"))
 }
+
+/// A metric, all its labels together.
+pub(crate) fn sum(text: &str, name: &str) -> f64 {
+    let samples = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+    let mut values =
+        samples.map(|line| line.rsplit_once(' ').expect("a value").1.parse::<f64>().expect("a number")).peekable();
+    assert!(values.peek().is_some(), "no {name} in:\n{text}");
+    values.sum()
+}

@@ -1,14 +1,17 @@
 //! What the end-to-end tests stand on: the binary, scratch directories, the corpus, and fixtures that clean up.
 
 pub(crate) mod erofs_mount;
-#[expect(dead_code, reason = "not all faults are tested yet")]
+#[expect(dead_code, reason = "the benchmarks use the rest")]
 pub(crate) mod faults;
 pub(crate) mod layout;
 pub(crate) mod listing;
 pub(crate) mod metrics;
 pub(crate) mod mounted;
 pub(crate) mod own;
+pub(crate) mod random;
 pub(crate) mod registry;
+pub(crate) mod served;
+pub(crate) mod tokens;
 
 use std::{
     collections::HashMap,
@@ -70,7 +73,7 @@ impl Scratch {
 }
 
 /// One directory a test process, where nothing of earlier, killed ones is left: neither files nor mounts.
-fn run_directory() -> &'static Path {
+pub(crate) fn run_directory() -> &'static Path {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
     DIRECTORY.get_or_init(|| {
         assert!(rustix::process::geteuid().is_root(), "the end-to-end tests mount file systems: run them as root");

@@ -1,6 +1,11 @@
 //! `lazo mount`, undone on drop.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use rustix::process::Pid;
 
 use super::{Scratch, failure_of, stdout_of};
 
@@ -14,8 +19,13 @@ pub(crate) struct Mounted<'a> {
 impl<'a> Mounted<'a> {
     /// Mounts at a new directory `name` of the scratch directory.
     pub(crate) fn new(scratch: &'a Scratch, image: &str, name: &str) -> Self {
+        Self::with(scratch, image, name, &[])
+    }
+
+    /// The same with options of `lazo mount`.
+    pub(crate) fn with(scratch: &'a Scratch, image: &str, name: &str, options: &[&str]) -> Self {
         let dir = scratch.dir(name);
-        stdout_of(scratch.lazo(["mount", image]).arg(&dir));
+        stdout_of(scratch.lazo(["mount", image]).arg(&dir).args(options));
         Self::adopt(scratch, dir)
     }
 
@@ -55,7 +65,7 @@ impl<'a> Mounted<'a> {
     }
 
     /// The process that serves this mount: the one whose command line names its directory.
-    pub(crate) fn server(&self) -> Option<rustix::process::Pid> {
+    pub(crate) fn server(&self) -> Option<Pid> {
         let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
         let serves = |path: &Path| {
             let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
@@ -64,7 +74,22 @@ impl<'a> Mounted<'a> {
             program.ends_with(b"lazo") && words.any(|word| word == self.dir.as_os_str().as_encoded_bytes())
         };
         let found = processes.map(|entry| entry.path()).find(|path| serves(path))?;
-        rustix::process::Pid::from_raw(found.file_name()?.to_str()?.parse().ok()?)
+        Pid::from_raw(found.file_name()?.to_str()?.parse().ok()?)
+    }
+
+    /// Kills the process that serves it, which must live. The dead mount stays.
+    pub(crate) fn kill(&self) {
+        let server = self.server().expect("a serving process");
+        rustix::process::kill_process(server, rustix::process::Signal::KILL).expect("a kill");
+        wait_for_end(server);
+    }
+
+    /// The most memory that the serving process has had, bytes.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        let server = self.server().expect("a serving process").as_raw_nonzero();
+        let status = std::fs::read_to_string(format!("/proc/{server}/status")).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
     }
 }
 
@@ -74,6 +99,22 @@ impl Drop for Mounted<'_> {
             let _ = self.scratch.lazo(["umount"]).arg(&self.dir).output();
             let _ = rustix::mount::unmount(&self.dir, rustix::mount::UnmountFlags::DETACH);
         }
+    }
+}
+
+/// Whether a process is gone, or nobody but its parent, who has yet to take notice, would miss it.
+pub(crate) fn has_ended(process: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero())).unwrap_or_default();
+    stat.is_empty() || stat.contains(") Z ")
+}
+
+pub(crate) fn wait_for_end(process: Pid) {
+    /// How long a killed process may take to be gone.
+    const LIMIT: Duration = Duration::from_secs(10);
+    let start = Instant::now();
+    while !has_ended(process) {
+        assert!(start.elapsed() < LIMIT, "the serving process lives on");
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

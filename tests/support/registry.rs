@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     net::{TcpListener, TcpStream},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -21,6 +21,7 @@ pub(crate) struct Registry {
     process: Child,
     pub(crate) host: String,
     directory: PathBuf,
+    access_log: PathBuf,
 }
 
 /// One request of the access log.
@@ -52,7 +53,11 @@ impl Registry {
     }
 
     fn with(scratch: &Scratch, name: &str, more: &str) -> Self {
-        let directory = scratch.dir(name);
+        Self::over(scratch, name, &scratch.dir(name), more)
+    }
+
+    /// One whose storage is `directory`. `more`: of its configuration.
+    pub(crate) fn over(scratch: &Scratch, name: &str, directory: &Path, more: &str) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
         let host = format!("127.0.0.1:{port}");
         let config = format!(
@@ -62,8 +67,9 @@ impl Registry {
         );
         let file = scratch.join(&format!("{name}.yml"));
         fs::write(&file, config).expect("the registry's configuration");
-        let log = File::create(directory.join("access.log")).expect("the access log");
-        let errors = File::create(directory.join("errors.log")).expect("the error log");
+        let access_log = scratch.join(&format!("{name}.access.log"));
+        let log = File::create(&access_log).expect("the access log");
+        let errors = File::create(scratch.join(&format!("{name}.errors.log"))).expect("the error log");
         let mut process = Command::new("docker-registry")
             .arg("serve")
             .arg(&file)
@@ -78,11 +84,11 @@ impl Registry {
             assert!(
                 process.try_wait().expect("its state").is_none(),
                 "docker-registry ended; see {}",
-                directory.display()
+                access_log.display()
             );
             std::thread::sleep(Duration::from_millis(20));
         }
-        Self { process, host, directory }
+        Self { process, host, directory: directory.to_owned(), access_log }
     }
 
     /// `docker://HOST/NAME`
@@ -91,7 +97,7 @@ impl Registry {
     }
 
     /// Copies an image of a layout directory to `NAME` with skopeo, digests unchanged.
-    pub(crate) fn push(&self, layout: &std::path::Path, tag: &str, name: &str) -> String {
+    pub(crate) fn push(&self, layout: &Path, tag: &str, name: &str) -> String {
         skopeo_copy(&format!("oci:{}:{tag}", layout.display()), &self.image(name), &["--all", "--preserve-digests"]);
         self.image(name)
     }
@@ -118,7 +124,7 @@ impl Registry {
 
     /// All requests so far that have been answered in full.
     pub(crate) fn requests(&self) -> Vec<Request> {
-        let log = fs::read_to_string(self.directory.join("access.log")).expect("the access log");
+        let log = fs::read_to_string(&self.access_log).expect("the access log");
         log.lines().filter_map(parse).collect()
     }
 }
