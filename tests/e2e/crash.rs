@@ -65,7 +65,7 @@ fn kills_during_fills() {
 }
 
 #[test]
-#[ignore = "takes minutes; part of make bench"]
+#[ignore = "takes five minutes; part of make bench"]
 fn a_thousand_kills_during_fills() {
     kills(1000);
 }
