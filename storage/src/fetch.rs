@@ -27,9 +27,9 @@ use crate::upstream::{SourceId, Upstream};
 use crate::window::{self, MAX_REQUEST, Neighbours};
 use request::{Load, Request};
 
-/// Stored bytes on their way, from request to decoded, in KiB for each [`Priority`]: 32 MiB in all, besides the staged ones. Each has
+/// Stored bytes on their way, from request to decoded, in KiB for each [`Priority`]: 28 MiB in all, besides the staged ones. Each has
 /// its own, so that what is wanted now never waits for what may be wanted later.
-const IN_FLIGHT_KIB: [u32; Priority::ALL.len()] = [10 << 10, 10 << 10, 8 << 10, 4 << 10];
+const IN_FLIGHT_KIB: [u32; Priority::ALL.len()] = [8 << 10, 8 << 10, 8 << 10, 4 << 10];
 
 /// A semaphore counts in KiB, to stay within 32 bits.
 const KIB: u64 = 1 << 10;
