@@ -34,9 +34,12 @@ const IN_FLIGHT_KIB: [u32; Priority::ALL.len()] = [8 << 10, 8 << 10, 8 << 10, 4 
 /// A semaphore counts in KiB, to stay within 32 bits.
 const KIB: u64 = 1 << 10;
 
-/// How often a chunk is fetched whose bytes turn out wrong, at least, before its readers are told. What a cable or proxy did once
-/// it seldom does three times; a blob that is damaged where it lies stays so. With more sources, each is tried.
-const VERIFY_ATTEMPTS: u32 = 3;
+/// How often a chunk is fetched whose bytes turn out wrong before its readers are told, beyond once from each source: three times
+/// from a single one. What a cable or proxy did once it seldom does three times; a blob that is damaged where it lies stays so.
+const SPARE_ATTEMPTS: u32 = 2;
+
+/// Stored bytes in KiB that have left the staged ones and wait to be decoded.
+const SURPLUS_KIB: usize = 4 << 10;
 
 /// The part of a miss's window that lies before it. Programs read more often forwards than backwards; a third makes as few requests
 /// as this, and delays what is wanted more.
@@ -49,6 +52,7 @@ pub(crate) struct Fetcher {
     pool: DecodePool,
     in_flight: [Arc<Semaphore>; Priority::ALL.len()],
     staged: Staged,
+    surplus: Arc<Semaphore>,
     neighbours: Neighbours,
     rate: RateLimiter,
     demand: Demand,
@@ -77,6 +81,7 @@ impl Fetcher {
             pool: DecodePool::default(),
             in_flight: IN_FLIGHT_KIB.map(|kib| Arc::new(Semaphore::new(kib as usize))),
             staged: Staged::default(),
+            surplus: Arc::new(Semaphore::new(SURPLUS_KIB)),
             neighbours: Neighbours::default(),
             rate,
             demand: Demand { running: AtomicU32::new(0), last: Mutex::new(Instant::now()) },
@@ -127,9 +132,6 @@ impl Fetcher {
         }
         let fetcher = Arc::clone(self);
         self.runtime.spawn(async move {
-            if let Some(permit) = fetcher.admit(Priority::Demand, stored).await {
-                load.hold(permit);
-            }
             fetcher.run(Request::new(claim, Priority::Demand, vec![wanted], load)).await;
         });
         Ok(())
@@ -174,10 +176,13 @@ impl Fetcher {
             if !blob.has_room() {
                 return Ok(());
             }
+            let bytes = self.absent_bytes(blob, part.clone())?;
+            if bytes > 0 {
+                self.rate.admit(bytes).await;
+            }
             for claim in blob.claim_absent(part) {
                 for absent in self.decode_staged(claim, priority)? {
                     let bytes = absent.stored()?;
-                    self.rate.admit(bytes).await;
                     let mut load = Load::new(&self.metrics, priority, bytes);
                     load.share(permit.clone());
                     let request = Request::new(absent, priority, eager.clone(), load);
@@ -187,6 +192,12 @@ impl Fetcher {
             }
         }
         Ok(())
+    }
+
+    /// Stored bytes of those chunks that are not at hand, on their way or not.
+    fn absent_bytes(&self, blob: &Blob, chunks: Range<u32>) -> Result<u64, Arc<ReadError>> {
+        let absent = chunks.filter(|chunk| !blob.is_present(*chunk) && !self.staged.has(*chunk));
+        absent.map(|chunk| Ok(u64::from(blob.chunk(chunk)?.compressed_size))).sum()
     }
 
     /// Fetches some chunks of the whole image, and waits until they are there.
@@ -231,6 +242,7 @@ impl Fetcher {
                 priority,
                 attempt: Attempt::default(),
                 load,
+                _room: None,
             });
         }
         if !claim.is_empty() {
@@ -246,19 +258,21 @@ impl Fetcher {
     }
 
     fn decode(&self, job: Job) {
-        self.pool.submit(job.priority, move |worker| job.run(worker));
+        let chunk = job.claim.chunks().start;
+        let flight = job.claim.blob().flights_of(chunk..chunk + 1).pop();
+        self.pool.submit(job.priority, flight, move |worker| job.run(worker));
     }
 
     /// Keeps a chunk that nobody wants yet, and makes room for it.
-    fn stage(self: &Arc<Self>, claim: Claim, bytes: Bytes) -> Result<(), Claim> {
+    async fn stage(self: &Arc<Self>, claim: Claim, bytes: Bytes) -> Result<(), Claim> {
         let (blob, chunk) = (Arc::clone(claim.blob()), claim.chunks().start);
         blob.park(claim, || self.staged.put(&blob, chunk, bytes))?;
         // Each round takes one out, unless somebody else is about to.
         while let Some((blob, chunk)) = self.staged.surplus() {
             let claims = blob.claim_absent(chunk..chunk + 1);
             let Some(claim) = claims.into_iter().next() else {
-                // Whoever has the charge of it takes it out; or it came into the cache by another way.
-                if !blob.is_any_wanted(chunk..chunk + 1) && blob.is_verified(chunk) {
+                // Whoever has the charge of it takes it out; or it came into the cache by another way, another process's perhaps.
+                if blob.flights_of(chunk..chunk + 1).is_empty() {
                     self.staged.take(chunk);
                     continue;
                 }
@@ -267,8 +281,12 @@ impl Fetcher {
             match self.staged.take(chunk) {
                 None => claim.land(&Outcome::GivenUp),
                 Some(bytes) => {
-                    let load = Arc::new(Load::new(&self.metrics, Priority::Ahead, bytes.len() as u64));
-                    let attempt = Attempt::default();
+                    let mut load = Load::new(&self.metrics, Priority::Ahead, bytes.len() as u64);
+                    // What waits for the network never holds of this, so that decoding alone paces it.
+                    if let Ok(permit) = Arc::clone(&self.surplus).acquire_many_owned(kib(bytes.len() as u64)).await {
+                        load.hold(permit);
+                    }
+                    let (load, attempt) = (Arc::new(load), Attempt::default());
                     self.decode(Job {
                         fetcher: Arc::clone(self),
                         claim,
@@ -276,6 +294,7 @@ impl Fetcher {
                         priority: Priority::Fill,
                         attempt,
                         load,
+                        _room: None,
                     });
                 }
             }
@@ -287,40 +306,33 @@ impl Fetcher {
     fn retry(self: &Arc<Self>, claim: Claim, priority: Priority, mut attempt: Attempt, error: ChunkError) {
         let (blob, chunk) = (claim.blob().record().digest, ChunkIndex(claim.chunks().start));
         attempt.number += 1;
-        let source = attempt.source.map_or("memory", |source| self.upstream.name(source));
+        let source = attempt.source.map_or("unknown", |source| self.upstream.name(source));
         tracing::warn!(%blob, %chunk, attempt = attempt.number, source, %error, "a chunk came with wrong bytes");
-        let sources = self.upstream.sources();
+        // It is asked for this blob only if no other can be, for some time.
         if let Some(source) = attempt.source {
             self.upstream.wrong_bytes(source, claim.blob().record());
-            attempt.avoid.push(source);
         }
-        if attempt.avoid.len() >= sources {
-            attempt.avoid.clear();
-        }
-        if attempt.number >= VERIFY_ATTEMPTS.max(u32::try_from(sources).unwrap_or(u32::MAX)) {
+        let sources = u32::try_from(self.upstream.sources()).unwrap_or(u32::MAX);
+        if attempt.number >= sources.saturating_add(SPARE_ATTEMPTS) {
             let error = ReadError::Verify { digest: blob, chunk, attempts: attempt.number, source: error };
             return claim.land(&Outcome::Failed(Arc::new(error)));
         }
         let Ok(stored) = claim.stored() else { return };
         let fetcher = Arc::clone(self);
         self.runtime.spawn(async move {
-            let mut load = Load::new(&fetcher.metrics, priority, stored);
-            if let Some(permit) = fetcher.admit(Priority::Demand, stored).await {
-                load.hold(permit);
-            }
+            let load = Load::new(&fetcher.metrics, priority, stored);
             let wanted = claim.chunks();
             fetcher.run(Request::again(claim, priority, vec![wanted], load, attempt)).await;
         });
     }
 }
 
-/// How often, and from where in vain, a chunk has been fetched.
-#[derive(Debug, Clone, Default)]
+/// How often a chunk has been fetched in vain.
+#[derive(Debug, Clone, Copy, Default)]
 struct Attempt {
     number: u32,
-    /// Where the bytes at hand are from.
+    /// Where all of the bytes at hand are from.
     source: Option<SourceId>,
-    avoid: Vec<SourceId>,
 }
 
 /// A chunk to decode, and its stored bytes.
@@ -332,11 +344,12 @@ struct Job {
     attempt: Attempt,
     /// Gives the bytes' room back when the last job of a request is done.
     load: Arc<Load>,
+    _room: Option<Arc<OwnedSemaphorePermit>>,
 }
 
 impl Job {
     fn run(self, worker: &mut Worker) {
-        let Self { fetcher, claim, bytes, priority, attempt, load } = self;
+        let Self { fetcher, claim, bytes, priority, attempt, load, _room } = self;
         let chunk = claim.chunks().start;
         let record = match claim.blob().chunk(chunk) {
             Ok(record) => record,

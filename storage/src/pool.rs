@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lazo_format::{ChunkDecoder, ChunkError};
 
+use crate::flight::Flight;
 use crate::metrics::{Label as _, Priority};
 
 /// Fewest and most threads; between them, as many as there are cores. Two overlap one's cache write with the other's
@@ -56,9 +57,26 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    queues: [VecDeque<Job>; PRIORITIES],
+    queues: [VecDeque<(Option<Arc<Flight>>, Job)>; PRIORITIES],
     threads: usize,
     idle: usize,
+}
+
+impl State {
+    /// What is demanded goes first, however it was queued. The queues have some hundred jobs at most.
+    fn next(&mut self) -> Option<Job> {
+        let [demanded, others @ ..] = &mut self.queues;
+        if let Some((_, job)) = demanded.pop_front() {
+            return Some(job);
+        }
+        let wanted = |(flight, _): &(Option<Arc<Flight>>, Job)| flight.as_ref().is_some_and(|f| f.is_wanted());
+        for queue in &mut *others {
+            if let Some(place) = queue.iter().position(wanted) {
+                return queue.remove(place).map(|(_, job)| job);
+            }
+        }
+        others.iter_mut().find_map(VecDeque::pop_front).map(|(_, job)| job)
+    }
 }
 
 impl std::fmt::Debug for Shared {
@@ -68,10 +86,15 @@ impl std::fmt::Debug for Shared {
 }
 
 impl DecodePool {
-    /// Hands a job to the pool. It is dropped unrun only if no thread can be started at all.
-    pub(crate) fn submit(&self, priority: Priority, job: impl FnOnce(&mut Worker) + Send + 'static) {
+    /// Hands a job to the pool; when somebody wants what is in `flight`, it becomes one that is demanded. It is dropped unrun only if no thread can be started at all.
+    pub(crate) fn submit(
+        &self,
+        priority: Priority,
+        flight: Option<Arc<Flight>>,
+        job: impl FnOnce(&mut Worker) + Send + 'static,
+    ) {
         let mut state = self.0.lock();
-        state.queues[priority as usize].push_back(Box::new(job));
+        state.queues[priority as usize].push_back((flight, Box::new(job)));
         // An idle thread that was notified is idle until it wakes: there must be one for each job.
         let queued: usize = state.queues.iter().map(VecDeque::len).sum();
         if state.idle >= queued || state.threads >= most_threads() {
@@ -114,7 +137,7 @@ impl Shared {
     fn next(&self) -> Option<Job> {
         let mut state = self.lock();
         loop {
-            if let Some(job) = state.queues.iter_mut().find_map(VecDeque::pop_front) {
+            if let Some(job) = state.next() {
                 return Some(job);
             }
             state.idle += 1;
@@ -144,14 +167,14 @@ mod tests {
         // As many as there are threads, so that all are held.
         for _ in 0..most_threads() {
             let gate = Arc::clone(&gate);
-            pool.submit(Priority::Demand, move |_| gate.lock().unwrap().recv().unwrap());
+            pool.submit(Priority::Demand, None, move |_| gate.lock().unwrap().recv().unwrap());
         }
         let backwards = [Priority::Fill, Priority::Prefetch, Priority::Ahead, Priority::Demand];
         for priority in backwards {
             let done = done.clone();
-            pool.submit(priority, move |_| done.send(priority).unwrap());
+            pool.submit(priority, None, move |_| done.send(priority).unwrap());
         }
-        pool.submit(Priority::Demand, |_| panic!("a job that fails"));
+        pool.submit(Priority::Demand, None, |_| panic!("a job that fails"));
         // One thread only works through the queue, so that the order can be seen.
         release.send(()).unwrap();
         let seen: Vec<_> = (0..4).map(|_| order.recv().unwrap()).collect();

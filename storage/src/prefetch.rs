@@ -55,6 +55,11 @@ impl Reader {
             // Held for one batch only, so that the reader can go meanwhile.
             let mut next = 0;
             while let Some(reader) = reader.upgrade() {
+                if !reader.cache.has_room() {
+                    drop(reader);
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
                 match reader.prefetch_batch(next).await {
                     Ok(Some(end)) => next = end,
                     Ok(None) => {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use lazo_format::ChunkIndex;
@@ -17,6 +17,9 @@ use crate::flight::Outcome;
 use crate::metrics::{Metrics, Priority};
 use crate::source::SourceError;
 use crate::upstream::{Body, Urgency};
+
+/// Between two answers to the same request that brought nothing and were no outage.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// What a request's bytes take of the bounds, until all of them are decoded, staged or given up.
 #[derive(Debug)]
@@ -79,6 +82,8 @@ pub(super) struct Request {
     attempt: Attempt,
     /// The stored bytes that have arrived of the first chunk of `rest`.
     partial: BytesMut,
+    /// These are from several sources, so that none is to blame if they are wrong.
+    mixed: bool,
 }
 
 impl Request {
@@ -93,7 +98,7 @@ impl Request {
         load: Load,
         attempt: Attempt,
     ) -> Self {
-        Self { rest: claim, priority, eager, load: Arc::new(load), attempt, partial: BytesMut::new() }
+        Self { rest: claim, priority, eager, load: Arc::new(load), attempt, partial: BytesMut::new(), mixed: false }
     }
 
     /// Place of what is missing in the blob.
@@ -108,6 +113,14 @@ impl Request {
 
     fn is_eager(&self, chunk: u32) -> bool {
         self.eager.iter().any(|range| range.contains(&chunk))
+    }
+
+    /// Stored bytes of the missing chunks that are to be decoded at once.
+    fn eager_bytes(&self) -> u64 {
+        let rest = self.rest.chunks();
+        let parts = self.eager.iter().map(|range| range.start.max(rest.start)..range.end.min(rest.end));
+        let stored = parts.filter(|range| !range.is_empty()).filter_map(|r| self.rest.blob().stored_range(&r).ok());
+        stored.map(|range| range.end - range.start).sum()
     }
 
     /// All that is missing has become `outcome`.
@@ -157,31 +170,53 @@ impl Fetcher {
             let record = request.rest.blob().record();
             let (priority, chunks) = (request.priority, request.rest.chunks());
             tracing::debug!(blob = %record.digest, ?range, ?chunks, ?priority, wanted, "a range request");
-            let error = match self.upstream.open(record, range.clone(), urgency, &request.attempt.avoid).await {
+            let error = match self.upstream.open(record, range.clone(), urgency, &[]).await {
                 Err(error) if wanted => return self.fail(request, error.into()),
                 Err(error) => {
                     tracing::debug!(error = &error as &dyn std::error::Error, "given up what nobody waits for");
-                    if request.priority == Priority::Demand {
-                        self.neighbours.settled(range.end - range.start, false);
-                    }
+                    self.forget_neighbours(&request);
                     return request.land(&Outcome::GivenUp);
                 }
-                Ok(mut body) => match self.receive(&mut request, &mut body).await {
-                    Ok(()) if request.rest.is_empty() => return,
-                    Ok(()) => None,
-                    Err(error) => Some(error),
-                },
+                Ok(mut body) => {
+                    // Not before there is an answer: what waits for one blob's sources must not keep others' chunks from coming.
+                    let room = match priority {
+                        Priority::Demand => self.admit(priority, request.eager_bytes()).await.map(Arc::new),
+                        _ => None,
+                    };
+                    match self.receive(&mut request, &mut body, room.as_ref()).await {
+                        Ok(()) if request.rest.is_empty() => return,
+                        Ok(()) => None,
+                        Err(error) => Some(error),
+                    }
+                }
             };
             if request.range().is_ok_and(|rest| rest.start > range.start) {
                 progress = Instant::now();
-            } else if progress.elapsed() > self.upstream.policy().outage_limit {
+                continue;
+            }
+            // Outages are paced where the next answer is waited for.
+            let paced = error.as_ref().is_some_and(|error| error.kind.is_outage());
+            if progress.elapsed() > self.upstream.policy().outage_limit {
                 let error = error.map_or_else(|| "answers end before their time".into(), Into::into);
                 return self.fail(request, error);
+            }
+            if !paced {
+                tokio::time::sleep(PAUSE).await;
             }
         }
     }
 
+    /// Of what came along with a miss, the rest does not come.
+    fn forget_neighbours(&self, request: &Request) {
+        if request.priority == Priority::Demand
+            && let Ok(rest) = request.range()
+        {
+            self.neighbours.settled(rest.end - rest.start, false);
+        }
+    }
+
     fn fail(&self, request: Request, error: Box<dyn std::error::Error + Send + Sync>) {
+        self.forget_neighbours(&request);
         let digest = request.rest.blob().record().digest;
         let chunk = ChunkIndex(request.rest.chunks().start);
         let error = ReadError::Source { digest, chunk, source: Arc::from(error) };
@@ -189,8 +224,15 @@ impl Fetcher {
     }
 
     /// Takes an answer apart as it comes.
-    async fn receive(self: &Arc<Self>, request: &mut Request, body: &mut Body) -> Result<(), SourceError> {
-        request.attempt.source = Some(body.source());
+    async fn receive(
+        self: &Arc<Self>,
+        request: &mut Request,
+        body: &mut Body,
+        room: Option<&Arc<OwnedSemaphorePermit>>,
+    ) -> Result<(), SourceError> {
+        let source = Some(body.source());
+        request.mixed |= !request.partial.is_empty() && request.attempt.source != source;
+        request.attempt.source = source;
         while let Some(mut piece) = body.next().await? {
             self.metrics.fetched_bytes[request.priority].inc_by(piece.len() as u64);
             while !piece.is_empty() && !request.rest.is_empty() {
@@ -209,19 +251,23 @@ impl Fetcher {
                     }
                     std::mem::take(&mut request.partial).freeze()
                 };
-                self.arrived(request, bytes);
+                self.arrived(request, bytes, room).await;
             }
         }
         Ok(())
     }
 
     /// All stored bytes of the first chunk of the rest are there.
-    fn arrived(self: &Arc<Self>, request: &mut Request, bytes: Bytes) {
+    async fn arrived(self: &Arc<Self>, request: &mut Request, bytes: Bytes, room: Option<&Arc<OwnedSemaphorePermit>>) {
         let chunk = request.rest.chunks().start;
+        let mut attempt = request.attempt;
+        if std::mem::take(&mut request.mixed) {
+            attempt.source = None;
+        }
         let mut one = request.rest.split_to(chunk + 1);
         let mut priority = request.priority;
         if !request.is_eager(chunk) {
-            match self.stage(one, bytes.clone()) {
+            match self.stage(one, bytes.clone()).await {
                 Ok(()) => return,
                 Err(wanted) => one = wanted,
             }
@@ -230,7 +276,7 @@ impl Fetcher {
         } else if priority != Priority::Demand && one.blob().is_any_wanted(chunk..chunk + 1) {
             priority = Priority::Demand;
         }
-        let (fetcher, load, attempt) = (Arc::clone(self), Arc::clone(&request.load), request.attempt.clone());
-        self.decode(Job { fetcher, claim: one, bytes, priority, attempt, load });
+        let (fetcher, load) = (Arc::clone(self), Arc::clone(&request.load));
+        self.decode(Job { fetcher, claim: one, bytes, priority, attempt, load, _room: room.cloned() });
     }
 }
