@@ -10,7 +10,8 @@
 //! Crash-only: nothing is synced, the bitmap is a hint, and each process hashes each chunk before its first use. What is written to
 //! `data` is the same verified bytes at the same place whoever writes it, so that processes share a blob without more
 //! agreement than the lock: who gets it exclusively may remove the directory or punch holes, as nobody else has verified anything
-//! in it. Removing files under a reader costs fetches and is no wrong byte.
+//! in it. `data` is locked in the same way by who uses or punches it, in case `lock` is removed; and it is never made longer.
+//! Removing or cutting files under a reader costs fetches and is no wrong byte.
 //!
 //! The disk space of all blobs stays within a [`Limit`]: room is taken before a chunk is written, and a thread (`evict`) makes
 //! room. What finds none, because of the limit or a full or read-only disk, is served from a bounded memory (`overflow`), and storing
@@ -166,24 +167,29 @@ impl Cache {
         // Not past those who wait: what is freed would be taken before they wake.
         let at_once = self.waiting.load(Ordering::Acquire) == 0 && (limit.is_none() || self.is_counted());
         let taken = if at_once { self.ledger.take(bytes, limit) } else { Err(NoRoom) };
-        match taken.or_else(|NoRoom| self.wait_for_room(bytes, limit)) {
+        match taken.or_else(|NoRoom| self.wait_for_room(dir, bytes, limit)) {
             Ok(used) => {
                 if limit.is_some_and(|limit| used > Marks::of(limit).high) {
                     self.desk.ask();
                 }
                 true
             }
-            Err(NoRoom) => {
-                self.ledger.want();
-                self.no_room(dir, &io::Error::other("it is at its limit, and all that it holds is in use"));
-                false
-            }
+            Err(NoRoom) => false,
         }
     }
 
-    fn wait_for_room(&self, bytes: u64, limit: Option<u64>) -> std::result::Result<u64, NoRoom> {
+    fn wait_for_room(&self, dir: &Path, bytes: u64, limit: Option<u64>) -> std::result::Result<u64, NoRoom> {
         self.waiting.fetch_add(1, Ordering::AcqRel);
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        // Who had the turn before may have waited in vain: the others do not then, one after the other.
+        let taken = if self.has_room() { self.take_in_turn(dir, bytes, limit) } else { Err(NoRoom) };
+        self.waiting.fetch_sub(1, Ordering::AcqRel);
+        drop(turn);
+        taken
+    }
+
+    /// For who has the turn. A failure begins the pause before the next one gets it.
+    fn take_in_turn(&self, dir: &Path, bytes: u64, limit: Option<u64>) -> std::result::Result<u64, NoRoom> {
         if !self.is_counted() {
             self.desk.ask_and_wait(Need::default());
         }
@@ -198,8 +204,10 @@ impl Cache {
                 break;
             }
         }
-        self.waiting.fetch_sub(1, Ordering::AcqRel);
-        drop(turn);
+        if taken.is_err() {
+            self.ledger.want();
+            self.no_room(dir, &io::Error::other("it is at its limit, and all that it holds is in use"));
+        }
         taken
     }
 

@@ -187,8 +187,8 @@ impl BlobCache {
     pub(crate) fn read(&self, at: u64, buf: &mut [u8], chunks: Range<u32>) -> bool {
         for _ in 0..FREE_READS {
             let before = self.changes.load(Ordering::Acquire);
-            if !self.try_read(at, buf, chunks.clone()) {
-                return false;
+            if let Err(lost) = self.try_read(at, buf, chunks.clone()) {
+                return self.lost(lost);
             }
             // What was read is older than what is loaded next.
             fence(Ordering::Acquire);
@@ -196,42 +196,45 @@ impl BlobCache {
                 return true;
             }
         }
-        let _unchanged = self.unchanged();
-        self.try_read(at, buf, chunks)
+        let unchanged = self.unchanged();
+        let done = self.try_read(at, buf, chunks);
+        drop(unchanged);
+        done.map_or_else(|lost| self.lost(lost), |()| true)
     }
 
-    fn try_read(&self, at: u64, buf: &mut [u8], chunks: Range<u32>) -> bool {
+    /// The error is what is verified and cannot be read; an empty range if something is not verified.
+    fn try_read(&self, at: u64, buf: &mut [u8], chunks: Range<u32>) -> Result<(), Range<u32>> {
         if !chunks.clone().all(|chunk| self.verified.get(chunk)) {
             return self.read_by_chunk(at, buf, chunks);
         }
         chunks.clone().for_each(|chunk| self.used.set_if_clear(chunk));
         self.active.store(true, Ordering::Relaxed);
-        self.read_file(at, buf) || self.lost(chunks)
+        if self.read_file(at, buf) { Ok(()) } else { Err(chunks) }
     }
 
     /// The same from overflow and file.
-    fn read_by_chunk(&self, at: u64, buf: &mut [u8], chunks: Range<u32>) -> bool {
+    fn read_by_chunk(&self, at: u64, buf: &mut [u8], chunks: Range<u32>) -> Result<(), Range<u32>> {
         let end = at + buf.len() as u64;
         for chunk in chunks {
             let range = self.range(chunk);
             let part = range.start.max(at)..range.end.min(end);
             let offset = |address: u64, base: u64| usize::try_from(address.saturating_sub(base)).unwrap_or(usize::MAX);
-            let Some(target) = buf.get_mut(offset(part.start, at)..offset(part.end, at)) else { return false };
+            let Some(target) = buf.get_mut(offset(part.start, at)..offset(part.end, at)) else { return Err(0..0) };
             if let Some(bytes) = self.cache.overflow.get(self.key(chunk)) {
                 let Some(bytes) = bytes.get(offset(part.start, range.start)..offset(part.end, range.start)) else {
-                    return false;
+                    return Err(0..0);
                 };
                 target.copy_from_slice(bytes);
             } else if !self.verified.get(chunk) {
-                return false;
+                return Err(0..0);
             } else {
                 self.used.set_if_clear(chunk);
                 if !self.read_file(part.start, target) {
-                    return self.lost(chunk..chunk + 1);
+                    return Err(chunk..chunk + 1);
                 }
             }
         }
-        true
+        Ok(())
     }
 
     fn read_file(&self, at: u64, buf: &mut [u8]) -> bool {
@@ -248,6 +251,7 @@ impl BlobCache {
         }
     }
 
+    /// Forgets chunks that could not be read. False, for the reader.
     fn lost(&self, chunks: Range<u32>) -> bool {
         chunks.for_each(|chunk| self.forget(chunk));
         false
@@ -335,9 +339,12 @@ impl BlobCache {
 
     /// Forgets a chunk that was found damaged.
     pub(crate) fn forget(&self, chunk: u32) {
+        // Not while an eviction looks at what is ready: it must not punch what a reader has just seen verified.
+        let _unchanged = self.unchanged();
         self.forget_in(self.files().as_ref(), chunk);
     }
 
+    /// For those who keep evictions out.
     fn forget_in(&self, files: Option<&Files>, chunk: u32) {
         self.verified.take(chunk);
         self.ready.take(chunk);
@@ -364,19 +371,27 @@ impl BlobCache {
             self.verified.clear();
             self.ready.replace(&ready);
             self.changes.fetch_add(1, Ordering::AcqRel);
-            self.told.store(false, Ordering::Relaxed);
         }
+        self.told.store(false, Ordering::Relaxed);
         *files = Some(new);
         Ok(())
     }
 
-    /// Looks after the files now and then: says so if they are gone, and notes the time if they were used.
+    /// Looks after the files now and then: says so if they are gone, locks them again if only the lock is gone, and notes the time if
+    /// they were used.
     pub(super) fn look_after(&self) {
-        let files = self.files();
-        let Some(files) = files.as_ref() else { return };
-        if let Ok(Some(harm)) = files.harm(&self.shape) {
+        let harm = self.files().as_ref().and_then(|files| files.harm(&self.shape).ok().flatten());
+        if let Some(harm) = harm {
             self.tell(harm);
         }
+        // What is verified stays so. With other harm it would not: that waits until something is to be stored.
+        if harm == Some(Harm::Unlocked)
+            && let Err(error) = self.reopen()
+        {
+            tracing::debug!(cache = %self.dir.display(), %error, "cannot lock the cache of a blob again");
+        }
+        let files = self.files();
+        let Some(files) = files.as_ref() else { return };
         if self.active.swap(false, Ordering::Relaxed) {
             files.touch();
         }
@@ -394,6 +409,10 @@ impl BlobCache {
             }
             Harm::Cut => {
                 tracing::error!(%cache, "the cache file of a blob in use was cut: what it held is fetched again; \
+                leave the files in the state directory alone, and use `lazo cache prune` to make room")
+            }
+            Harm::Unlocked => {
+                tracing::error!(%cache, "the lock file of a blob in use was removed: it is made again; \
                 leave the files in the state directory alone, and use `lazo cache prune` to make room")
             }
         }
@@ -422,7 +441,7 @@ impl BlobCache {
             return (victims, chunks.end);
         }
         for chunk in chunks.clone() {
-            if !self.ready.get(chunk) || self.used.take(chunk) {
+            if !self.is_covered(chunk) || self.used.take(chunk) {
                 continue;
             }
             victims.push(chunk);
@@ -456,12 +475,20 @@ impl BlobCache {
         })
     }
 
-    /// Punches what no ready chunk covers: a killed process's last write, or what did not fit on a full disk. Once for each of these.
+    /// Whether the file may hold the chunk. One that is forgotten while it is stored or verified may stay verified and not be ready.
+    fn is_covered(&self, chunk: u32) -> bool {
+        self.ready.get(chunk) || self.verified.get(chunk)
+    }
+
+    /// Punches what no chunk covers: a killed process's last write, or what did not fit on a full disk. Once for each of these.
     fn sweep(&self) -> u64 {
         if !self.unswept.load(Ordering::Relaxed) || self.solid.load(Ordering::Relaxed) {
             return 0;
         }
         let swept = self.alone_with_files(|files| {
+            // A read under way may have seen a chunk verified that has been forgotten since.
+            self.changes.fetch_add(1, Ordering::AcqRel);
+            fence(Ordering::SeqCst);
             // Other processes may have added to it.
             let ready = Bits::from_bytes(self.shape.chunks, &files.ready_bytes(self.shape.chunks)?);
             let mut chunk = 0;
@@ -469,11 +496,11 @@ impl BlobCache {
                 if ready.get(chunk) {
                     self.ready.set(chunk);
                 }
-                if self.ready.get(chunk) {
+                if self.is_covered(chunk) {
                     chunk += 1;
                     continue;
                 }
-                let end = (chunk..self.shape.chunks).find(|c| ready.get(*c) || self.ready.get(*c));
+                let end = (chunk..self.shape.chunks).find(|c| ready.get(*c) || self.is_covered(*c));
                 let end = end.unwrap_or(self.shape.chunks);
                 let range = self.range(chunk).start..self.range(end - 1).end;
                 if files.has_data(range.start, range.end) {

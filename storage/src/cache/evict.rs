@@ -17,7 +17,7 @@ use crate::metrics::Evicted;
 const TICK: Duration = Duration::from_secs(5);
 
 /// How long a store waits for a round. Punching 1 GiB takes about a tenth of a second, removing a blob of 10 GB half a second.
-const STORE_PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const STORE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long to wait for another process that evicts.
 const TURN_PATIENCE: Duration = Duration::from_secs(1);

@@ -27,7 +27,10 @@ pub(super) const WHOLE: lock::Byte = 0;
 /// What of it is locked by the process that fetches the whole blob.
 pub(super) const FILL: lock::Byte = 1;
 
-/// How long to try for a lock that others hold while they remove the directory or punch a few holes; both take milliseconds.
+/// What of it is locked by the process that makes a new data file.
+const MAKE: lock::Byte = 2;
+
+/// How long to try for a lock that others hold while they make or remove files or punch a few holes; all take milliseconds.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often a directory may be removed between the opening and the locking of its lock file.
@@ -57,7 +60,7 @@ fn lock_shared(dir: &Path, open: impl Fn(&Path) -> io::Result<File>) -> io::Resu
     for _ in 0..OPEN_ATTEMPTS {
         let file = open(&path)?;
         if !lock::lock(&file, WHOLE, Kind::Shared, LOCK_PATIENCE)? {
-            return Err(io::Error::new(io::ErrorKind::WouldBlock, "another process has locked it for too long"));
+            return Err(locked_for_too_long());
         }
         // It may have been removed before it was locked: then the lock protects nothing.
         match path.metadata() {
@@ -67,6 +70,62 @@ fn lock_shared(dir: &Path, open: impl Fn(&Path) -> io::Result<File>) -> io::Resu
         }
     }
     Err(io::Error::other("it is removed again and again"))
+}
+
+fn locked_for_too_long() -> io::Error {
+    io::Error::new(io::ErrorKind::WouldBlock, "another process has locked it for too long")
+}
+
+/// The data and ready files of a directory whose lock file is `lock`: those that are there, or new ones if the data is not whole.
+///
+/// A data file gets its length once, from the process that created it and before anybody else takes it. One of another length has been
+/// cut: who has verified chunks in it may still read there, and would find zeros if it grew again; so it is left alone.
+fn whole_files(dir: &Path, shape: &Shape, lock: &File) -> io::Result<(File, File)> {
+    if let Some(there) = open_whole(dir, shape)? {
+        return Ok(there);
+    }
+    if !lock::lock(lock, MAKE, Kind::Exclusive, LOCK_PATIENCE)? {
+        return Err(locked_for_too_long());
+    }
+    // Another process may have made them before the lock was had.
+    let made = open_whole(dir, shape).and_then(|there| there.map_or_else(|| make_new(dir, shape), Ok));
+    // If it fails, closing the file does it.
+    let _ = lock::try_lock(lock, MAKE, Kind::Unlocked);
+    made
+}
+
+/// `None` if the data file is not there or not whole.
+fn open_whole(dir: &Path, shape: &Shape) -> io::Result<Option<(File, File)>> {
+    let data = match OpenOptions::new().read(true).write(true).open(dir.join(DATA)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        data => data?,
+    };
+    if data.metadata()?.len() != shape.device_size {
+        return Ok(None);
+    }
+    Ok(Some((data, open_or_make(&dir.join(READY))?)))
+}
+
+/// Makes both files anew. The data is whole last, so that nobody takes it with an old bitmap.
+fn make_new(dir: &Path, shape: &Shape) -> io::Result<(File, File)> {
+    let data = create_anew(&dir.join(DATA))?;
+    let ready = create_anew(&dir.join(READY))?;
+    ready.write_all_at(&empty_ready(shape.chunks), 0)?;
+    data.set_len(shape.device_size)?;
+    Ok((data, ready))
+}
+
+/// Creates a file in place of one that others may have open.
+fn create_anew(path: &Path) -> io::Result<File> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => OpenOptions::new().read(true).write(true).create_new(true).mode(FILE_MODE).open(path),
+    }
+}
+
+/// Locks the data file, shared. Should the directory's lock file be removed, this keeps others from punching all the same.
+fn lock_data(data: &File) -> io::Result<()> {
+    if lock::lock(data, WHOLE, Kind::Shared, LOCK_PATIENCE)? { Ok(()) } else { Err(locked_for_too_long()) }
 }
 
 fn is_same(one: &std::fs::Metadata, other: &std::fs::Metadata) -> bool {
@@ -85,9 +144,11 @@ pub(super) struct Shape {
 pub(super) enum Harm {
     Removed,
     Cut,
+    /// The lock file was removed: others do not see that the directory is in use.
+    Unlocked,
 }
 
-/// The files, and the shared lock on their directory.
+/// The files, and the shared lock on their directory and on the data.
 #[derive(Debug)]
 pub(super) struct Files {
     lock: File,
@@ -108,20 +169,8 @@ impl Files {
             make_dir(dir)?;
             open_or_make(path)
         })?;
-        let mut data = open_or_make(&dir.join(DATA))?;
-        let length = data.metadata()?.len();
-        if length != 0 && length != shape.device_size {
-            // Not what it was. Another process may still read what it has verified in there, so that file stays as it is.
-            std::fs::remove_file(dir.join(DATA))?;
-            data = open_or_make(&dir.join(DATA))?;
-        }
-        let ready = open_or_make(&dir.join(READY))?;
-        if data.metadata()?.len() != shape.device_size {
-            // New: nothing counts. Another process that makes it at the same time does the same.
-            data.set_len(shape.device_size)?;
-            ready.set_len(0)?;
-            ready.write_all_at(&empty_ready(shape.chunks), 0)?;
-        }
+        let (data, ready) = whole_files(dir, shape, &lock)?;
+        lock_data(&data)?;
         let files = Self { lock, data, ready, writable: true };
         files.touch();
         let bits = Bits::from_bytes(shape.chunks, &files.ready_bytes(shape.chunks)?);
@@ -134,6 +183,7 @@ impl Files {
         if data.metadata()?.len() != shape.device_size {
             return Err(io::ErrorKind::InvalidData.into());
         }
+        lock_data(&data)?;
         let files = Self { lock, data, ready, writable: false };
         let bits = Bits::from_bytes(shape.chunks, &files.ready_bytes(shape.chunks)?);
         Ok((files, bits))
@@ -150,12 +200,13 @@ impl Files {
         }
     }
 
-    /// Whether the data file is what it was made as.
+    /// Whether the files are what they were made as.
     pub(super) fn harm(&self, shape: &Shape) -> io::Result<Option<Harm>> {
         let metadata = self.data.metadata()?;
         Ok(match metadata.nlink() {
             0 => Some(Harm::Removed),
             _ if metadata.len() != shape.device_size => Some(Harm::Cut),
+            _ if self.lock.metadata()?.nlink() == 0 => Some(Harm::Unlocked),
             _ => None,
         })
     }
@@ -207,12 +258,20 @@ impl Files {
 
     /// Tries to become the only one who uses the directory; [`Files::share`] ends it.
     pub(super) fn seize(&self) -> io::Result<bool> {
-        // A lock file that is not open for writing cannot be locked so.
-        Ok(self.writable && lock::try_lock(&self.lock, WHOLE, Kind::Exclusive)?)
+        // Files that are not open for writing cannot be locked so.
+        if !self.writable || !lock::try_lock(&self.lock, WHOLE, Kind::Exclusive)? {
+            return Ok(false);
+        }
+        let seized = lock::try_lock(&self.data, WHOLE, Kind::Exclusive);
+        if !matches!(seized, Ok(true)) {
+            self.share();
+        }
+        seized
     }
 
     pub(super) fn share(&self) {
         // Nobody can have a lock that is in the way. Should the kernel fail, others wait until this process ends.
+        let _ = lock::try_lock(&self.data, WHOLE, Kind::Shared);
         let _ = lock::try_lock(&self.lock, WHOLE, Kind::Shared);
     }
 

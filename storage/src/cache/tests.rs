@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::evict::{self, Hand, Need};
+use super::evict::{self, Hand, Need, STORE_PATIENCE};
+use super::files::{Files, Shape};
 use super::{BlobCache, Cache, CacheOptions, LIMIT_SLACK, Limit, dirs};
 use crate::error::Error;
 use crate::metrics::Evicted;
@@ -171,6 +172,101 @@ fn a_file_cut_under_a_reader_grows_no_zeros() {
 }
 
 #[test]
+fn a_file_cut_to_nothing_grows_no_zeros_in_this_process_or_another() {
+    let place = Place::new();
+    let (one, two, three) = (place.process(Limit::None), place.process(Limit::None), place.process(Limit::None));
+    let (first, second) = (blob(&one, "b", 20), blob(&two, "b", 20));
+    let cut = || {
+        let data = std::fs::File::options().write(true).open(place.file("b", "data")).unwrap();
+        data.set_len(0).unwrap();
+        data
+    };
+    fill(&first, 0..18);
+    assert!((0..18).all(|chunk| verify(&second, chunk)));
+    let data = cut();
+    // The process that stores makes a new file; the other one still has the old file and its bits.
+    fill(&first, 19..20);
+    assert!(read(&first, 19..20) && (0..18).all(|chunk| !read(&first, chunk..chunk + 1)));
+    assert!((0..18).all(|chunk| !read(&second, chunk..chunk + 1) && !second.is_verified(chunk)));
+    let metadata = data.metadata().unwrap();
+    assert_eq!((metadata.nlink(), metadata.len()), (0, 0), "left as it is to who has it open");
+    fill(&second, 0..18);
+    assert!(read(&second, 0..18) && verify(&first, 7) && verify(&second, 19), "they share a file again");
+
+    // A process that only opens the blob.
+    let data = cut();
+    let third = blob(&three, "b", 20);
+    assert!((0..20).all(|chunk| !third.is_ready(chunk)));
+    assert!((0..20).all(|chunk| !read(&first, chunk..chunk + 1) && !read(&second, chunk..chunk + 1)));
+    assert_eq!(data.metadata().unwrap().len(), 0);
+    fill(&third, 0..20);
+    fill(&first, 0..1);
+    assert!((0..20).all(|chunk| verify(&first, chunk)) && read(&first, 0..20) && read(&third, 0..20));
+}
+
+#[test]
+fn who_makes_files_at_the_same_time_makes_the_same() {
+    const MAKERS: usize = 4;
+    let place = Place::new();
+    let dir = place.blobs().join("b");
+    let shape = Shape { device_size: at(20), chunks: 20 };
+    for length in (0..30).flat_map(|_| [None, Some(0), Some(at(5))]) {
+        match length {
+            None => drop(std::fs::remove_dir_all(&dir)),
+            Some(length) => std::fs::File::options()
+                .write(true)
+                .open(place.file("b", "data"))
+                .and_then(|data| data.set_len(length))
+                .unwrap(),
+        }
+        let start = std::sync::Barrier::new(MAKERS);
+        let made: Vec<Files> = std::thread::scope(|scope| {
+            let make = || {
+                start.wait();
+                Files::make(&dir, &shape).unwrap().0
+            };
+            let makers: Vec<_> = (0..MAKERS).map(|_| scope.spawn(make)).collect();
+            makers.into_iter().map(|maker| maker.join().unwrap()).collect()
+        });
+        for files in &made {
+            assert!(files.is_same_data(&made[0]) && files.harm(&shape).unwrap().is_none(), "{length:?}");
+        }
+        made[0].write_ready(3, true).unwrap();
+        assert!(made.iter().all(|files| files.is_ready(3) && !files.is_ready(4)), "{length:?}");
+    }
+}
+
+#[test]
+fn a_lock_file_removed_under_a_reader_lets_nobody_punch_and_is_made_again() {
+    let place = Place::new();
+    let (one, two) = (place.process(Limit::None), place.process(Limit::None));
+    let dir = place.blobs().join("b");
+    let first = blob(&one, "b", 32);
+    fill(&first, 0..30);
+    for stores in [false, true] {
+        std::fs::remove_file(place.file("b", "lock")).unwrap();
+        let second = blob(&two, "b", 32);
+        assert!((0..30).all(|chunk| verify(&second, chunk)));
+        for _ in 0..3 {
+            assert_eq!(second.evict(0..u32::MAX, u64::MAX).freed, 0);
+        }
+        drop(second);
+        assert!(read(&first, 0..30) && !dirs::is_used(&dir));
+        if stores {
+            fill(&first, 30..31);
+        } else {
+            first.look_after();
+        }
+        assert!(dirs::is_used(&dir) && !dirs::remove(&dir).unwrap());
+        assert!((0..30).all(|chunk| first.is_verified(chunk)) && read(&first, 0..30), "nothing is lost");
+    }
+    for _ in 0..2 {
+        first.evict(0..u32::MAX, u64::MAX);
+    }
+    assert!(!first.is_ready(0), "it can be punched by who has it alone");
+}
+
+#[test]
 fn files_removed_under_a_reader_are_made_again() {
     let place = Place::new();
     let cache = place.process(Limit::None);
@@ -285,6 +381,26 @@ fn what_no_ready_chunk_covers_is_swept() {
     assert!((0..31).filter(|c| *c != 7).all(|chunk| verify(&b, chunk)));
 }
 
+#[test]
+fn what_is_forgotten_while_it_is_verified_is_not_swept() {
+    let place = Place::new();
+    fill(&blob(&place.process(Limit::None), "b", 32), 0..32);
+    let cache = place.process(Limit::None);
+    let b = blob(&cache, "b", 32);
+    let forgetful = |chunk| {
+        b.verify(chunk, |bytes| {
+            b.forget(chunk);
+            bytes == content(chunk)
+        })
+    };
+    assert!((5..8).all(forgetful) && (5..8).all(|chunk| b.is_verified(chunk) && !b.is_ready(chunk)));
+    assert_eq!(b.evict(0..0, 1).freed, 0, "nothing to sweep");
+    assert!(read(&b, 5..8));
+    b.evict(5..8, u64::MAX);
+    assert_eq!(b.evict(5..8, u64::MAX).freed, at(3), "it can be evicted");
+    assert!(!read(&b, 5..6));
+}
+
 /// Reads, refills and evicts at the same time, all as fast as they can. Readers look at every byte.
 #[test]
 fn readers_see_no_hole_while_chunks_come_and_go() {
@@ -392,6 +508,58 @@ fn where_nothing_can_go_memory_serves_and_room_is_noticed() {
     one.tidy();
     assert_eq!(one.metrics.cache_overflow_bytes.get(), 0);
     assert!(place.disk() <= at(17), "{}", place.disk());
+}
+
+#[test]
+fn who_waits_for_room_behind_one_that_finds_none_gives_up() {
+    const WRITERS: u32 = 4;
+    let place = Place::new();
+    let cache = place.process(Limit::None);
+    let b = blob(&cache, "b", 32);
+    fill(&b, 0..1);
+    let turn = cache.turn.lock().unwrap();
+    // As the one who has the turn.
+    cache.waiting.fetch_add(1, Ordering::AcqRel);
+    std::thread::scope(|scope| {
+        for chunk in 1..=WRITERS {
+            let b = &b;
+            scope.spawn(move || fill(b, chunk..chunk + 1));
+        }
+        until("all wait", || cache.waiting.load(Ordering::Acquire) == WRITERS + 1);
+        cache.no_room(&place.blobs(), &std::io::Error::other("in vain"));
+        cache.waiting.fetch_sub(1, Ordering::AcqRel);
+        drop(turn);
+    });
+    assert_eq!(cache.waiting.load(Ordering::Acquire), 0);
+    assert!((1..=WRITERS).all(|chunk| !b.is_ready(chunk)) && read(&b, 0..1 + WRITERS), "in memory");
+    assert_eq!(cache.metrics.cache_store_failures.get(), u64::from(WRITERS));
+    until("the pause ends", || b.has_room());
+    fill(&b, 9..10);
+    assert!(b.is_ready(9) && b.has_room());
+}
+
+/// No store's wait may be the sum of others' waits when eviction hangs.
+#[test]
+fn a_hung_eviction_is_waited_for_once() {
+    const WRITERS: u32 = 4;
+    let place = Place::new();
+    let cache = place.process(Limit::Bytes(at(16)));
+    let b = blob(&cache, "b", 64);
+    fill(&b, 0..14);
+    // The thread that evicts needs it.
+    let hung = cache.lock_open();
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for writer in 0..WRITERS {
+            let b = &b;
+            scope.spawn(move || fill(b, 14 + 4 * writer..18 + 4 * writer));
+        }
+    });
+    let waited = start.elapsed();
+    drop(hung);
+    assert!(waited < STORE_PATIENCE * (WRITERS - 1), "{waited:?}");
+    assert!(cache.metrics.cache_store_failures.get() >= u64::from(WRITERS));
+    assert!(read(&b, 14..14 + 4 * WRITERS), "from disk or memory");
 }
 
 #[test]
