@@ -67,14 +67,37 @@ const PER_USED: u64 = 2;
 pub(crate) struct Neighbours {
     used: AtomicU64,
     unused: AtomicU64,
+    /// All that came along, and how much of that was wanted later.
+    brought: AtomicU64,
+    hit: AtomicU64,
 }
+
+/// Round trips' worth of bytes in a window, by the share of neighbours that was wanted later: less than a quarter, less than half,
+/// more. The reader of the missed chunk does not wait for what comes behind it; who waits is the next one, for his part of the
+/// link. A program that reads much of an image wants the link kept busy.
+const PER_SHARE: [u64; 3] = [1, 2, 4];
+
+/// Neighbours in bytes before their share says anything.
+const FIRST_BROUGHT: u64 = 4 << 20;
 
 impl Neighbours {
     /// Most stored bytes that the request for a miss should have, neighbours included.
     pub(crate) fn window(&self, speed: &Speed) -> u64 {
         let allowed = MAX_STAGED.saturating_add(self.used.load(Ordering::Relaxed).saturating_mul(PER_USED));
         let left = allowed.saturating_sub(self.unused.load(Ordering::Relaxed));
-        round_trip_bytes(speed).min(MAX_WINDOW).min(left)
+        round_trip_bytes(speed).saturating_mul(self.round_trips()).min(MAX_WINDOW).min(left)
+    }
+
+    fn round_trips(&self) -> u64 {
+        let (brought, hit) = (self.brought.load(Ordering::Relaxed), self.hit.load(Ordering::Relaxed));
+        let quarters = hit.saturating_mul(4).checked_div(brought).unwrap_or_default();
+        let [few, some, many] = PER_SHARE;
+        match quarters {
+            _ if brought < FIRST_BROUGHT => some,
+            0 => few,
+            1 => some,
+            _ => many,
+        }
     }
 
     /// So many bytes were asked for since somebody wants them.
@@ -85,6 +108,7 @@ impl Neighbours {
     /// So many bytes are asked for although nobody wants them yet.
     pub(crate) fn brought(&self, bytes: u64) {
         self.unused.fetch_add(bytes, Ordering::Relaxed);
+        self.brought.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Somebody wants so many of them now, or they did not come after all.
@@ -94,6 +118,7 @@ impl Neighbours {
         let _ = self.unused.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         if wanted {
             self.wanted(bytes);
+            self.hit.fetch_add(bytes, Ordering::Relaxed);
         }
     }
 }
@@ -114,8 +139,8 @@ mod tests {
         let neighbours = Neighbours::default();
         let of = |speed| (neighbours.window(&speed), request_bytes(&speed), ahead_bytes(&speed).1);
         assert_eq!(of(speed(20, 1000)), (MAX_WINDOW, MAX_REQUEST, MAX_AHEAD), "a fast link far away");
-        assert_eq!(of(speed(20, 25)), (500_000, 2_000_000, 2_500_000), "200 Mbit/s and 20 ms");
-        assert_eq!(of(speed(20, 2)), (40_000, MIN_REQUEST, MIN_REQUEST), "a slow link: little but what is wanted");
+        assert_eq!(of(speed(20, 25)), (1_000_000, 2_000_000, 2_500_000), "200 Mbit/s and 20 ms");
+        assert_eq!(of(speed(20, 2)), (80_000, MIN_REQUEST, MIN_REQUEST), "a slow link: little but what is wanted");
         assert_eq!(of(speed(0, 3000)).0, 0, "no time per request, no need of neighbours");
         assert_eq!(of(speed(u64::MAX / 1_000_000, u64::MAX / 1_000_000)).0, MAX_WINDOW);
     }
@@ -137,5 +162,18 @@ mod tests {
         assert_eq!(neighbours.window(&far), (2 << 20) + 300_000);
         neighbours.settled(u64::MAX, false);
         assert_eq!(neighbours.window(&far), MAX_WINDOW);
+    }
+
+    #[test]
+    fn windows_grow_while_what_comes_along_is_wanted() {
+        let neighbours = Neighbours::default();
+        let line = speed(20, 25);
+        let mut windows = Vec::new();
+        for wanted in [0, 2, 4, 3, 0, 0, 0] {
+            neighbours.brought(4 << 20);
+            (0..wanted).for_each(|_| neighbours.settled(1 << 20, true));
+            windows.push(neighbours.window(&line) / 500_000);
+        }
+        assert_eq!(windows, [1, 2, 4, 4, 2, 2, 2], "round trips");
     }
 }
