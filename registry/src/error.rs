@@ -134,8 +134,7 @@ pub enum Error {
 }
 
 /// What a failure means to whoever decides what to do next: wait, ask another source, or give up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ErrorKind {
     /// No connection, or one that broke: refused, no route, unknown name, reset, cut in the middle.
     Unreachable,
@@ -155,6 +154,36 @@ pub enum ErrorKind {
     Untrusted,
     /// A local file: a layout's, an archive's, one of the configuration.
     Local,
+}
+
+impl ErrorKind {
+    /// The name in metrics and logs.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Unreachable => "unreachable",
+            Self::Timeout => "timeout",
+            Self::Denied => "denied",
+            Self::NotFound => "not_found",
+            Self::Busy => "busy",
+            Self::Server => "server",
+            Self::BadAnswer => "bad_answer",
+            Self::Untrusted => "untrusted",
+            Self::Local => "local",
+        }
+    }
+
+    /// Whether the same request may well succeed later.
+    #[must_use]
+    pub fn is_outage(self) -> bool {
+        matches!(self, Self::Unreachable | Self::Timeout | Self::Busy | Self::Server)
+    }
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label())
+    }
 }
 
 impl Error {

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use lazo_format::{BlobRecord, Digest};
+pub use lazo_registry::ErrorKind;
 
 pub use self::bucket::BucketSource;
 pub use self::layout::LayoutSource;
@@ -48,60 +49,6 @@ pub trait BlobSource: Send + Sync + 'static {
         blob: &'a BlobRecord,
         range: Range<u64>,
     ) -> BoxFuture<'a, Result<ByteStream, SourceError>>;
-}
-
-/// What went wrong, as far as it matters for what to do next.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[non_exhaustive]
-pub enum ErrorKind {
-    /// No connection, or one that broke: refused, reset, cut, no route, no such host.
-    Unreachable,
-    /// No answer, or no further byte, for too long.
-    Timeout,
-    /// The source refuses these, or no, credentials.
-    Denied,
-    /// The source does not have the blob.
-    NotFound,
-    /// The source wants to be asked later.
-    Busy,
-    /// The source says that it failed.
-    Server,
-    /// An answer that is none to what was asked: other bounds, another length, wrong bytes.
-    BadAnswer,
-    /// A TLS connection that cannot be trusted.
-    Untrusted,
-    /// Reading a local file.
-    Local,
-}
-
-impl ErrorKind {
-    /// The name in metrics and logs.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Unreachable => "unreachable",
-            Self::Timeout => "timeout",
-            Self::Denied => "denied",
-            Self::NotFound => "not_found",
-            Self::Busy => "busy",
-            Self::Server => "server",
-            Self::BadAnswer => "bad_answer",
-            Self::Untrusted => "untrusted",
-            Self::Local => "local",
-        }
-    }
-
-    /// Whether the same request may well succeed later.
-    #[must_use]
-    pub fn is_outage(self) -> bool {
-        matches!(self, Self::Unreachable | Self::Timeout | Self::Busy | Self::Server)
-    }
-}
-
-impl fmt::Display for ErrorKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.label())
-    }
 }
 
 /// Why a source did not give what was asked for.

@@ -8,7 +8,7 @@ use futures_util::stream::{StreamExt as _, TryStreamExt as _};
 use lazo_format::BlobRecord;
 use lazo_registry::{Endpoint, ImageRef, Source};
 
-use super::{BlobSource, ByteStream, ErrorKind, LayoutSource, SourceError};
+use super::{BlobSource, ByteStream, LayoutSource, SourceError};
 
 /// The places that hold the blobs of an opened image, in the order in which they should be asked: mirrors, the registry
 /// itself; or its one layout or archive.
@@ -54,19 +54,7 @@ impl BlobSource for EndpointSource {
 
 impl From<lazo_registry::Error> for SourceError {
     fn from(error: lazo_registry::Error) -> Self {
-        use lazo_registry::ErrorKind as Kind;
-        let kind = match error.kind() {
-            Kind::Unreachable => ErrorKind::Unreachable,
-            Kind::Timeout => ErrorKind::Timeout,
-            Kind::Denied => ErrorKind::Denied,
-            Kind::NotFound => ErrorKind::NotFound,
-            Kind::Busy => ErrorKind::Busy,
-            Kind::Server => ErrorKind::Server,
-            Kind::Untrusted => ErrorKind::Untrusted,
-            Kind::Local => ErrorKind::Local,
-            // The kind of its own time is the one of last resort: ask elsewhere.
-            _ => ErrorKind::BadAnswer,
-        };
+        let kind = error.kind();
         Self { kind, retry_after: error.retry_after(), error: error.into() }
     }
 }
