@@ -8,7 +8,9 @@
 //! read_cached ── verified in this process ──────────────────────────── pread of the cache file
 //!      │          └ marked ready by an earlier one: hashed first, then the same
 //!      └ no: fetch ── claim: one flight a chunk, others join it
-//!                       └ neighbouring chunks: one range request ── decode pool: zstd, BLAKE3, pwrite ── wake
+//!                       └ neighbouring chunks: one range request, at whichever source is best (`upstream`)
+//!                          └ chunk by chunk as they come ── decode pool: zstd, BLAKE3, pwrite ── wake
+//!                             └ not wanted yet: kept as stored, to be decoded when it is (`staged`)
 //! ```
 //! Nothing reaches a reader that was not hashed with BLAKE3 against the chunk index in this process.
 //!
