@@ -403,6 +403,11 @@ impl<B: AsRef<[u8]>> Index<B> {
         })
     }
 
+    /// The numbers of all blobs, in order.
+    pub fn blob_numbers(&self) -> impl Iterator<Item = BlobIndex> + use<B> {
+        (0..self.blob_count()).map_while(|number| u16::try_from(number).ok()).map(BlobIndex)
+    }
+
     /// Checks everything: blobs tile the chunk table, chunks tile their blob's device space and stored bytes,
     /// and each prefetch range stays in one blob. Linear in the number of records, no memory.
     ///
@@ -410,14 +415,13 @@ impl<B: AsRef<[u8]>> Index<B> {
     /// The first rule that is broken.
     pub fn validate(&self) -> Result<(), IndexError> {
         let mut next_chunk = 0;
-        for number in 0..self.counts.blobs {
-            let Ok(number) = u16::try_from(number) else { break };
-            let blob = self.blob(BlobIndex(number))?;
+        for number in self.blob_numbers() {
+            let blob = self.blob(number)?;
             if blob.first_chunk.0 != next_chunk {
-                return Err(IndexError::Blob(BlobIndex(number), "its chunks do not follow those of the blob before"));
+                return Err(IndexError::Blob(number, "its chunks do not follow those of the blob before"));
             }
             next_chunk = blob.chunks().end;
-            self.validate_chunks(BlobIndex(number), &blob)?;
+            self.validate_chunks(number, &blob)?;
         }
         if next_chunk != self.counts.chunks {
             return Err(IndexError::Chunk(ChunkIndex(next_chunk), "no blob has it"));

@@ -40,9 +40,10 @@ impl Blob {
         number: BlobIndex,
         cache: &Arc<Cache>,
     ) -> Result<Self, Arc<ReadError>> {
-        let (record, table) = survey(&index, number).map_err(|e| bad_index(number, 0, e))?;
+        let mut sizes = Vec::new();
+        let surveyed = survey(&index, number, |chunk| sizes.push(chunk.device_size));
+        let (record, table) = surveyed.map_err(|e| bad_index(number, 0, e))?;
         let key = format!("{}.{}", record.digest.hex(), &table[..TABLE_DIGITS]);
-        let sizes = record.chunks().map(|chunk| index.chunk(ChunkIndex(chunk)).map_or(0, |record| record.device_size));
         let cache = cache.blob(&key, sizes);
         let marks = Bits::new(record.chunk_count);
         let streams = Mutex::new(Streams::new(record.compressed_size));
@@ -350,8 +351,13 @@ fn bad_index(blob: BlobIndex, at: u64, source: IndexError) -> Arc<ReadError> {
     Arc::new(ReadError::Index { blob, at, source })
 }
 
-/// Checks that a blob's chunks tile it, and gives its record and the hex digest of everything that places its bytes.
-pub(crate) fn survey(index: &Index<Mapped>, number: BlobIndex) -> Result<(BlobRecord, String), IndexError> {
+/// Checks that a blob's chunks tile it, showing each to `see`, and gives its record and the hex digest of everything that places
+/// its bytes.
+pub(crate) fn survey(
+    index: &Index<Mapped>,
+    number: BlobIndex,
+    mut see: impl FnMut(&ChunkRecord),
+) -> Result<(BlobRecord, String), IndexError> {
     let blob = index.blob(number)?;
     let mut hasher = blake3::Hasher::new();
     let (mut stored, mut device) = (0, 0);
@@ -366,6 +372,7 @@ pub(crate) fn survey(index: &Index<Mapped>, number: BlobIndex) -> Result<(BlobRe
         hasher.update(&record.device_size.to_le_bytes());
         hasher.update(&[record.encoding.to_byte()]);
         hasher.update(&record.digest.0);
+        see(&record);
     }
     if stored != blob.compressed_size || device != blob.device_size {
         return Err(IndexError::Blob(number, "its chunks do not fill it"));

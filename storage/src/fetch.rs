@@ -184,7 +184,7 @@ impl Fetcher {
                 for absent in self.decode_staged(claim, priority)? {
                     let bytes = absent.stored()?;
                     let mut load = Load::new(&self.metrics, priority, bytes);
-                    load.share(permit.clone());
+                    load.hold(permit.clone());
                     let request = Request::new(absent, priority, eager.clone(), load);
                     let fetcher = Arc::clone(self);
                     self.runtime.spawn(async move { fetcher.run(request).await });
@@ -234,16 +234,7 @@ impl Fetcher {
             at += 1;
             let stored = bytes.len() as u64;
             self.neighbours.settled(stored, true);
-            let load = Arc::new(Load::new(&self.metrics, priority, stored));
-            self.decode(Job {
-                fetcher: Arc::clone(self),
-                claim: one,
-                bytes,
-                priority,
-                attempt: Attempt::default(),
-                load,
-                _room: None,
-            });
+            self.decode_at_hand(one, bytes, priority, Load::new(&self.metrics, priority, stored));
         }
         if !claim.is_empty() {
             absent.push(claim);
@@ -261,6 +252,12 @@ impl Fetcher {
         let chunk = job.claim.chunks().start;
         let flight = job.claim.blob().flights_of(chunk..chunk + 1).pop();
         self.pool.submit(job.priority, flight, move |worker| job.run(worker));
+    }
+
+    /// Decodes a chunk whose bytes were staged, and so are of no answer under way.
+    fn decode_at_hand(self: &Arc<Self>, claim: Claim, bytes: Bytes, priority: Priority, load: Load) {
+        let (fetcher, load, attempt) = (Arc::clone(self), Arc::new(load), Attempt::default());
+        self.decode(Job { fetcher, claim, bytes, priority, attempt, load, _room: None });
     }
 
     /// Keeps a chunk that nobody wants yet, and makes room for it.
@@ -283,19 +280,9 @@ impl Fetcher {
                 Some(bytes) => {
                     let mut load = Load::new(&self.metrics, Priority::Ahead, bytes.len() as u64);
                     // What waits for the network never holds of this, so that decoding alone paces it.
-                    if let Ok(permit) = Arc::clone(&self.surplus).acquire_many_owned(kib(bytes.len() as u64)).await {
-                        load.hold(permit);
-                    }
-                    let (load, attempt) = (Arc::new(load), Attempt::default());
-                    self.decode(Job {
-                        fetcher: Arc::clone(self),
-                        claim,
-                        bytes,
-                        priority: Priority::Fill,
-                        attempt,
-                        load,
-                        _room: None,
-                    });
+                    let permit = Arc::clone(&self.surplus).acquire_many_owned(kib(bytes.len() as u64)).await;
+                    load.hold(permit.ok().map(Arc::new));
+                    self.decode_at_hand(claim, bytes, Priority::Fill, load);
                 }
             }
         }

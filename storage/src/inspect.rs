@@ -115,8 +115,8 @@ pub fn contents<B: AsRef<[u8]>, I: AsRef<[u8]>>(
         Ok(())
     })?;
     let spans = merged(spans);
-    for number in (0..index.blob_count()).map_while(|number| u16::try_from(number).ok()) {
-        contents.add_blob(index, BlobIndex(number), &spans)?;
+    for number in index.blob_numbers() {
+        contents.add_blob(index, number, &spans)?;
     }
     contents.shared_bytes = contents.block_bytes.saturating_sub(contents.referenced_bytes);
     contents.hidden_bytes = contents.device_bytes.saturating_sub(contents.referenced_bytes);

@@ -119,7 +119,7 @@ impl Reader {
 
     /// Disk space that the image takes in the cache.
     fn device_bytes(&self) -> u64 {
-        let blobs = (0..self.index.blob_count()).filter_map(|number| u16::try_from(number).ok().map(BlobIndex));
+        let blobs = self.index.blob_numbers();
         blobs.filter_map(|number| self.index.blob(number).ok()).map(|record| record.device_size).sum()
     }
 
@@ -167,7 +167,7 @@ fn merge(batch: Vec<Listed>, gap: u64) -> Vec<(BlobIndex, Range<u32>, Vec<Range<
 
 /// Fetches the whole image, a part at a time, whenever no reader waits for anything. Ends when all of it is there, or with the reader.
 async fn fill(reader: Weak<Reader>) {
-    let Some(blobs) = reader.upgrade().map(|reader| reader.index.blob_count()) else { return };
+    let Some(blobs) = reader.upgrade().map(|reader| reader.index.blob_numbers()) else { return };
     if let Some(reader) = reader.upgrade()
         && let Some(limit) = reader.cache.limit()
         && reader.device_bytes() > limit
@@ -179,7 +179,7 @@ async fn fill(reader: Weak<Reader>) {
         );
         return;
     }
-    for number in (0..blobs).filter_map(|number| u16::try_from(number).ok().map(BlobIndex)) {
+    for number in blobs {
         if !fill_blob(&reader, number).await {
             return;
         }

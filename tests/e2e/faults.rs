@@ -16,8 +16,8 @@ use crate::support::{
     tokens::Tokens,
 };
 
-/// What the readers of a mount may still wait for once all is well again: a second, and twice as much for a machine that has other
-/// work. Each of them reads a file, of several misses.
+/// What the readers of a mount may still wait for once all is well again, where eight mounts have their outages at the same time: a
+/// second, and twice as much for a machine that is busy with all of them. Each reader reads a file, of several misses.
 const RESUME: Duration = Duration::from_secs(3);
 /// How long may pass until something happens that has to happen.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -120,7 +120,7 @@ fn a_hung_server_costs_a_pause() {
     let served = Served::new("debian");
     let mounted = served.mount(&served.image(), NO_PREFETCH);
     let hang = (|| served.registry.hang(), || served.registry.go_on());
-    pause(&served, mounted.path(), "SIGSTOP", Duration::from_secs(20), RESUME, hang);
+    pause(&served, mounted.path(), "SIGSTOP", Duration::from_secs(20), Duration::from_secs(1), hang);
     mounted.umount();
 }
 

@@ -123,8 +123,8 @@ fn wrong_bytes_of_one_mirror_reach_nobody() {
 #[test]
 fn an_outage_past_the_limit_is_an_error_until_the_outage_ends() {
     const OUTAGE_LIMIT: Duration = Duration::from_secs(3);
-    /// A read that does not wait for an outage to end, on a busy machine.
-    const AT_ONCE: Duration = Duration::from_millis(500);
+    /// A read that takes longer has waited for the outage to end: it would wait as long as the limit.
+    const AT_ONCE: Duration = Duration::from_secs(2);
     /// What the last attempt and the kernel's own repeated reads may add.
     const LATE: Duration = Duration::from_secs(2);
     let served = Served::new("debian");
@@ -166,7 +166,7 @@ fn an_outage_past_the_limit_is_an_error_until_the_outage_ends() {
         while original.compare(mounted.path(), failed[0]).is_err() {
             thread::sleep(Duration::from_millis(10));
         }
-        assert!(healed.elapsed() < Duration::from_secs(1), "{what}: back after {:?}", healed.elapsed());
+        assert!(healed.elapsed() < Duration::from_secs(3), "{what}: back after {:?}", healed.elapsed());
         for path in failed {
             original.assert_same(mounted.path(), path);
         }

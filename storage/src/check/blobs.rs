@@ -48,7 +48,7 @@ pub(super) async fn check(
     report.blobs += 1;
     let number = index.and_then(|index| find(index, &blob.digest));
     // Of a damaged index, the chunks cannot be checked, but the blob's own digest can.
-    let part = index.zip(number).and_then(|(index, number)| Some((index, survey(index, number).ok()?)));
+    let part = index.zip(number).and_then(|(index, number)| Some((index, survey(index, number, |_| ()).ok()?)));
     let key = part.as_ref().map(|(_, (_, table))| (blob.digest, table.clone()));
     if key.as_ref().is_some_and(|key| known.contains(key)) {
         report.blobs_known += 1;
@@ -78,8 +78,7 @@ pub(super) async fn check(
 }
 
 fn find(index: &Index<Mapped>, digest: &Digest) -> Option<BlobIndex> {
-    let mut numbers = (0..index.blob_count()).map_while(|number| u16::try_from(number).ok()).map(BlobIndex);
-    numbers.find(|number| index.blob(*number).is_ok_and(|record| record.digest == *digest))
+    index.blob_numbers().find(|number| index.blob(*number).is_ok_and(|record| record.digest == *digest))
 }
 
 /// What became of some chunks.

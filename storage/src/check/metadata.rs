@@ -1,6 +1,6 @@
 //! Bootstrap and chunk index: each by itself, against each other, against the manifest.
 
-use lazo_format::{BlobIndex, Bootstrap, ChunkDigest, Digest, Header, Index, Summary};
+use lazo_format::{Bootstrap, ChunkDigest, Digest, Header, Index, Summary};
 use lazo_registry::Source;
 
 use super::documents::Layers;
@@ -92,7 +92,7 @@ fn compare(metadata: &Metadata, layers: &Layers, report: &mut ImageReport) {
     {
         report.add(Part::Bootstrap, format_args!("it has {devices} devices, the index {count} blobs"));
     }
-    for number in (0..count).map_while(|number| u16::try_from(number).ok()).map(BlobIndex) {
+    for number in index.blob_numbers() {
         // Validated before, so that the record can be read.
         let Ok(record) = index.blob(number) else { continue };
         let (digest, size) = (record.digest, record.compressed_size);

@@ -26,13 +26,12 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub(super) struct Load {
     priority: Priority,
     counted: Vec<(Gauge, i64)>,
-    permits: Vec<OwnedSemaphorePermit>,
-    shared: Option<Arc<OwnedSemaphorePermit>>,
+    permits: Vec<Arc<OwnedSemaphorePermit>>,
 }
 
 impl Load {
     pub(super) fn new(metrics: &Metrics, priority: Priority, stored: u64) -> Self {
-        let mut load = Self { priority, counted: Vec::new(), permits: Vec::new(), shared: None };
+        let mut load = Self { priority, counted: Vec::new(), permits: Vec::new() };
         load.count(metrics, priority, stored);
         load
     }
@@ -46,15 +45,12 @@ impl Load {
     /// Bytes of another priority in the same request.
     pub(super) fn add(&mut self, metrics: &Metrics, priority: Priority, stored: u64, permit: OwnedSemaphorePermit) {
         self.count(metrics, priority, stored);
-        self.permits.push(permit);
+        self.hold(Some(Arc::new(permit)));
     }
 
-    pub(super) fn hold(&mut self, permit: OwnedSemaphorePermit) {
-        self.permits.push(permit);
-    }
-
-    pub(super) fn share(&mut self, permit: Option<Arc<OwnedSemaphorePermit>>) {
-        self.shared = permit;
+    /// Room that was taken for the bytes, by this request alone or with others.
+    pub(super) fn hold(&mut self, permit: Option<Arc<OwnedSemaphorePermit>>) {
+        self.permits.extend(permit);
     }
 
     /// Why the request was made.
