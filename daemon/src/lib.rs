@@ -15,6 +15,7 @@ mod error;
 mod fs;
 mod fuse;
 mod kernel;
+pub mod node;
 mod record;
 mod serve;
 mod watch;

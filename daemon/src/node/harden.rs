@@ -1,0 +1,1 @@
+//! Gives up rights that are not needed.

@@ -1,0 +1,1 @@
+//! Makes and ends mounts, in a process of its own.

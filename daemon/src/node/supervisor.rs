@@ -1,0 +1,1 @@
+//! Holds what must outlive the worker, and keeps a worker running.
