@@ -116,10 +116,37 @@ pub struct Totals {
     pub files: u64,
 }
 
+/// What a read is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// A file.
+    File(Ino),
+    /// A blob's device space.
+    Device(BlobIndex),
+}
+
+impl Target {
+    /// Of a file.
+    pub(crate) fn inode(self) -> Option<u64> {
+        match self {
+            Self::File(ino) => Some(ino.0),
+            Self::Device(_) => None,
+        }
+    }
+
+    /// Number of the blob.
+    pub(crate) fn device(self) -> Option<u16> {
+        match self {
+            Self::File(_) => None,
+            Self::Device(blob) => Some(blob.0),
+        }
+    }
+}
+
 /// Where the bytes of one read lie.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadPlan {
-    ino: Ino,
+    target: Target,
     offset: u64,
     length: usize,
     pieces: Vec<Piece>,
@@ -318,7 +345,32 @@ impl FileSystem {
             pieces.push(Piece { length: to_usize(length), location: run.location });
             at += length;
         }
-        Ok(ReadPlan { ino, offset, length: to_usize(end.saturating_sub(offset)), pieces })
+        Ok(ReadPlan { target: Target::File(ino), offset, length: to_usize(end.saturating_sub(offset)), pieces })
+    }
+
+    /// The same for a blob's device space, which ends at its device size.
+    ///
+    /// # Errors
+    /// A blob that the image does not have.
+    pub fn plan_device_read(&self, blob: BlobIndex, at: DeviceAddr, size: u32) -> Result<ReadPlan, FsError> {
+        let device_size = self.device_size(blob)?;
+        let length = to_usize(device_size.saturating_sub(at.0).min(u64::from(size)));
+        let pieces = if length == 0 { Vec::new() } else { vec![Piece { length, location: Some((blob, at)) }] };
+        Ok(ReadPlan { target: Target::Device(blob), offset: at.0, length, pieces })
+    }
+
+    /// Bytes of a blob's device space.
+    ///
+    /// # Errors
+    /// A blob that the image does not have.
+    pub fn device_size(&self, blob: BlobIndex) -> Result<u64, FsError> {
+        Ok(self.image.index().blob(blob).map_err(|_| FsError::Caller(Errno::NOENT))?.device_size)
+    }
+
+    /// What reads its data.
+    #[must_use]
+    pub fn reader(&self) -> &Arc<Reader> {
+        &self.reader
     }
 
     /// Fills `buf`, which has the plan's length, if no byte of it must be fetched. Never waits for the network.

@@ -21,7 +21,7 @@ use lazo_storage::metrics::{From, Metrics};
 use rustix::io::Errno;
 use tokio::runtime::Handle;
 
-use crate::fs::{Attributes, BLOCK_SIZE, Entry, FileSystem, FsError, Ino, MAX_NAME, ReadPlan};
+use crate::fs::{Attributes, BLOCK_SIZE, Entry, FileSystem, FsError, Ino, MAX_NAME, ReadPlan, Target};
 use crate::watch::{Lines, Read, Watch};
 
 /// How long the kernel may keep what it was told: for ever, as nothing changes. 136 years.
@@ -45,28 +45,46 @@ thread_local! {
 /// The filesystem as fuser wants it.
 pub(crate) struct Fuse {
     fs: Arc<FileSystem>,
-    watch: Arc<Watch>,
+    answerer: Answerer,
     damaged: Arc<Lines>,
+}
+
+/// Answers the reads of an image's data.
+pub(crate) struct Answerer {
+    fs: Arc<FileSystem>,
+    watch: Arc<Watch>,
     runtime: Handle,
 }
 
-impl Fuse {
+impl Answerer {
     pub(crate) fn new(fs: Arc<FileSystem>, metrics: Arc<Metrics>, runtime: Handle) -> Self {
         let watch = Arc::new(Watch::new(Arc::clone(&fs), metrics, runtime.clone()));
-        let damaged = Arc::new(Lines::new("more operations failed as the image is damaged", runtime.clone()));
-        Self { fs, watch, damaged, runtime }
+        Self { fs, watch, runtime }
     }
 
-    /// The errno for an error; writes it to the log when it is worth it.
-    fn errno(&self, operation: &'static str, ino: Ino, error: &FsError) -> fuser::Errno {
-        if error.is_fault() && self.damaged.admit() {
-            let error: &dyn std::error::Error = error;
-            tracing::error!(image = self.fs.image().name(), operation, inode = ino.0, error, "the image is damaged");
-        }
-        translate(error.errno())
+    /// Answers at once what is in the cache, and all else from a task.
+    pub(crate) fn answer(&self, read: Read, plan: Result<ReadPlan, FsError>, reply: ReplyData) {
+        let plan = match plan {
+            Ok(plan) => plan,
+            Err(error) => return fail(&self.watch, read, error, reply),
+        };
+        REPLY.with_borrow_mut(|buffer| {
+            if buffer.len() < plan.length() {
+                buffer.resize(plan.length(), 0);
+            }
+            let bytes = &mut buffer[..plan.length()];
+            match self.fs.read_cached(&plan, bytes) {
+                Ok(true) => {
+                    reply.data(bytes);
+                    self.watch.answered(From::Cache, bytes.len());
+                }
+                Ok(false) => self.answer_later(plan, read, reply),
+                Err(error) => fail(&self.watch, read, error, reply),
+            }
+        });
     }
 
-    fn read_later(&self, plan: ReadPlan, read: Read, reply: ReplyData) {
+    fn answer_later(&self, plan: ReadPlan, read: Read, reply: ReplyData) {
         let (fs, watch) = (Arc::clone(&self.fs), Arc::clone(&self.watch));
         self.runtime.spawn(async move {
             match watch.wait(read, &plan, fs.read(&plan)).await {
@@ -77,6 +95,23 @@ impl Fuse {
                 Err(error) => fail(&watch, read, error, reply),
             }
         });
+    }
+}
+
+impl Fuse {
+    pub(crate) fn new(fs: Arc<FileSystem>, metrics: Arc<Metrics>, runtime: Handle) -> Self {
+        let damaged = Arc::new(Lines::new("more operations failed as the image is damaged", runtime.clone()));
+        let answerer = Answerer::new(Arc::clone(&fs), metrics, runtime);
+        Self { fs, answerer, damaged }
+    }
+
+    /// The errno for an error; writes it to the log when it is worth it.
+    fn errno(&self, operation: &'static str, ino: Ino, error: &FsError) -> fuser::Errno {
+        if error.is_fault() && self.damaged.admit() {
+            let error: &dyn std::error::Error = error;
+            tracing::error!(image = self.fs.image().name(), operation, inode = ino.0, error, "the image is damaged");
+        }
+        translate(error.errno())
     }
 }
 
@@ -95,18 +130,7 @@ impl Filesystem for Fuse {
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
         ];
         let acl = self.fs.has_acls().then_some(InitFlags::FUSE_POSIX_ACL);
-        for flag in wanted.into_iter().chain(acl) {
-            // An older kernel does without it.
-            if config.add_capabilities(flag).is_err() {
-                tracing::debug!(?flag, "the kernel does not have this FUSE feature");
-            }
-        }
-        // Each takes the nearest that the kernel allows.
-        let _ = config.set_max_write(MAX_REQUEST);
-        let _ = config.set_max_background(MAX_BACKGROUND);
-        if let Err(nearest) = config.set_max_readahead(MAX_REQUEST) {
-            let _ = config.set_max_readahead(nearest);
-        }
+        configure(config, wanted.into_iter().chain(acl));
         Ok(())
     }
 
@@ -163,26 +187,9 @@ impl Filesystem for Fuse {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let read = Read { ino: Ino(ino.0), offset, length: size, pid: request.pid() };
+        let read = Read { target: Target::File(Ino(ino.0)), offset, length: size, pid: request.pid() };
         tracing::trace!(ino = ino.0, offset, size, "read");
-        let plan = match self.fs.plan_read(read.ino, offset, size) {
-            Ok(plan) => plan,
-            Err(error) => return fail(&self.watch, read, error, reply),
-        };
-        REPLY.with_borrow_mut(|buffer| {
-            if buffer.len() < plan.length() {
-                buffer.resize(plan.length(), 0);
-            }
-            let bytes = &mut buffer[..plan.length()];
-            match self.fs.read_cached(&plan, bytes) {
-                Ok(true) => {
-                    reply.data(bytes);
-                    self.watch.answered(From::Cache, bytes.len());
-                }
-                Ok(false) => self.read_later(plan, read, reply),
-                Err(error) => fail(&self.watch, read, error, reply),
-            }
-        });
+        self.answerer.answer(read, self.fs.plan_read(Ino(ino.0), offset, size), reply);
     }
 
     fn readdir(&self, _request: &Request, ino: INodeNo, _handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -266,6 +273,22 @@ impl Filesystem for Fuse {
             Ok(Err(_)) => reply.error(fuser::Errno::EOVERFLOW),
             Err(error) => reply.error(self.errno("lseek", ino, &error)),
         }
+    }
+}
+
+/// Asks for features and for large requests.
+pub(crate) fn configure(config: &mut KernelConfig, features: impl IntoIterator<Item = InitFlags>) {
+    for feature in features {
+        // An older kernel does without it.
+        if config.add_capabilities(feature).is_err() {
+            tracing::debug!(?feature, "the kernel does not have this FUSE feature");
+        }
+    }
+    // Each takes the nearest that the kernel allows.
+    let _ = config.set_max_write(MAX_REQUEST);
+    let _ = config.set_max_background(MAX_BACKGROUND);
+    if let Err(nearest) = config.set_max_readahead(MAX_REQUEST) {
+        let _ = config.set_max_readahead(nearest);
     }
 }
 

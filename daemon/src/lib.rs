@@ -18,11 +18,12 @@ mod kernel;
 pub mod node;
 mod record;
 mod serve;
+mod session;
 mod watch;
 
 pub use endpoint::MetricsAddr;
 pub use error::{Error, Result};
-pub use fs::{Attributes, Awaited, Entry, FileSystem, FsError, Ino, ReadPlan, Totals};
+pub use fs::{Attributes, Awaited, Entry, FileSystem, FsError, Ino, ReadPlan, Target, Totals};
 pub use kernel::check_mount_point;
 pub use record::{LiveMount, live_mounts, umount};
 pub use serve::{MountOptions, serve};

@@ -14,5 +14,5 @@ mod harden;
 mod link;
 mod mounter;
 pub mod protocol;
-mod supervisor;
+// mod supervisor;
 mod worker;

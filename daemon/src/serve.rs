@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{Config, Session, SessionACL};
 use lazo_registry::{ImageRef, Options, Platform, Source};
 use lazo_storage::cache::{Cache, CacheOptions};
 use lazo_storage::metrics::Metrics;
@@ -22,6 +21,7 @@ use crate::fs::FileSystem;
 use crate::fuse::Fuse;
 use crate::kernel;
 use crate::record::{self, Content, Record};
+use crate::session;
 
 /// Threads that take requests from the kernel. Misses do not occupy one, so that this only is for metadata and cached reads
 /// of several processes.
@@ -144,8 +144,9 @@ fn run(
     let device = kernel::mount(&name, mount_point)?;
     let mut mount = Mount { path: mount_point, mounted: true };
     let fuse = Fuse::new(fs, Arc::clone(&metrics), runtime.handle().clone());
-    let session = Session::from_fd(fuse, device, SessionACL::All, config());
-    let ended = start(session.map_err(Error::io::<io::Error>("begin the session with the kernel"))?)?;
+    let session = session::begin(fuse, device, FUSE_THREADS);
+    let session = session.map_err(Error::io::<io::Error>("begin the session with the kernel"))?;
+    let ended = session::start(session).map_err(Error::io::<io::Error>("start a thread"))?;
 
     let Some(mounted) = kernel::find(mount_point)? else {
         return Err(Error::NotMounted { path: mount_point.to_owned() });
@@ -194,27 +195,6 @@ async fn open(options: &MountOptions) -> Result<(LazoImage, Source)> {
     let source = Source::open(&options.image, &options.registry).await?;
     let image = LazoImage::open(&source, &options.state_dir, &options.platform).await?;
     Ok((image, source))
-}
-
-fn config() -> Config {
-    let mut config = Config::default();
-    config.acl = SessionACL::All;
-    config.n_threads = Some(FUSE_THREADS);
-    // All threads read the one file: a second process can take the session over by this file alone.
-    config.clone_fd = false;
-    config
-}
-
-/// Runs the session on its threads; what is returned hears of its end.
-fn start(session: Session<Fuse>) -> Result<oneshot::Receiver<io::Result<()>>> {
-    let (tell, ended) = oneshot::channel();
-    let run = move || {
-        // Nobody listens when the process ends anyway.
-        let _ = tell.send(session.run());
-    };
-    let thread = std::thread::Builder::new().name("lazo-session".into()).spawn(run);
-    thread.map_err(Error::io::<io::Error>("start a thread"))?;
-    Ok(ended)
 }
 
 /// Waits for the end of the session. A signal unmounts; if the mount is in use, it leaves the tree at once and is served to

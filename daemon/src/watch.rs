@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::fs::{FileSystem, FsError, Ino, ReadPlan};
+use crate::fs::{FileSystem, FsError, ReadPlan, Target};
 pub(crate) use lines::Lines;
 use paths::Paths;
 
@@ -24,8 +24,8 @@ const STALL: Duration = Duration::from_secs(1);
 /// A read of the kernel's.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Read {
-    pub(crate) ino: Ino,
-    /// In the file, in bytes.
+    pub(crate) target: Target,
+    /// In the file or device, in bytes.
     pub(crate) offset: u64,
     /// Bytes asked for.
     pub(crate) length: u32,
@@ -76,11 +76,12 @@ impl Watch {
         }
         let (fs, paths) = (Arc::clone(&self.fs), Arc::clone(&self.paths));
         self.runtime.spawn(async move {
-            let Read { ino, offset, length, pid } = read;
-            let (path, command) = (paths.find(ino).await, command_of(pid));
+            let Read { target, offset, length, pid } = read;
+            let (path, command) = (paths.find(target, offset).await, command_of(pid));
             let (chunk, error): (_, &dyn std::error::Error) = (error.chunk().map(|c| c.0), &error);
             let image = fs.image().name();
-            tracing::error!(image, path, inode = ino.0, offset, length, chunk, pid, command, error, "a read failed");
+            let (inode, device) = (target.inode(), target.device());
+            tracing::error!(image, path, inode, device, offset, length, chunk, pid, command, error, "a read failed");
         });
     }
 
@@ -115,10 +116,10 @@ impl Watch {
         let (fs, paths) = (Arc::clone(&self.fs), Arc::clone(&self.paths));
         let awaited = self.fs.awaited(plan);
         self.runtime.spawn(async move {
-            let Read { ino, offset, length, pid } = read;
+            let Read { target, offset, length, pid } = read;
             // The reader's name first: it may be gone when the path is found.
             let command = command_of(pid);
-            let path = paths.find(ino).await;
+            let path = paths.find(target, offset).await;
             let (blob, chunk, source) = match awaited {
                 Some(awaited) => (Some(awaited.blob.to_string()), Some(awaited.chunk.0), Some(awaited.source)),
                 None => (None, None, None),
@@ -127,7 +128,8 @@ impl Watch {
             tracing::warn!(
                 image,
                 path,
-                inode = ino.0,
+                inode = target.inode(),
+                device = target.device(),
                 offset,
                 length,
                 blob,
@@ -146,12 +148,13 @@ impl Watch {
         let fs = Arc::clone(&self.fs);
         self.runtime.spawn(async move {
             let path = line.await.ok().flatten();
-            let Read { ino, offset, length, pid } = read;
+            let Read { target, offset, length, pid } = read;
             let (image, waited_ms) = (fs.image().name(), milliseconds(waited));
             tracing::info!(
                 image,
                 path,
-                inode = ino.0,
+                inode = target.inode(),
+                device = target.device(),
                 offset,
                 length,
                 pid,

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
-use lazo_daemon::{FileSystem, FsError, Ino, MountOptions};
+use lazo_daemon::{FileSystem, FsError, Ino, MountOptions, Target};
 use lazo_format::{Extent, FileType, NodeKind};
 use lazo_registry::{ImageRef, Options, Platform, Source};
 use lazo_storage::cache::{Cache, CacheOptions};
@@ -265,9 +265,9 @@ async fn a_path_is_found_for_the_log() {
             .fold(Ino(1), |directory, name| fs.lookup(directory, name.as_bytes()).unwrap().unwrap().ino)
     };
     for path in ["/", "/usr", "/usr/bin/link", "/many/file-2999"] {
-        assert_eq!(fs.path_of(find(path)).as_deref(), Some(path));
+        assert_eq!(fs.path_of(Target::File(find(path)), 0).as_deref(), Some(path));
     }
-    assert_eq!(fs.path_of(Ino(1 << 40)), None);
+    assert_eq!(fs.path_of(Target::File(Ino(1 << 40)), 0), None);
 }
 
 /// Whatever a bootstrap holds whose digest is right, every call answers or fails, and fails with the words for damage.
@@ -341,7 +341,7 @@ async fn walk(fs: &FileSystem) -> u32 {
                 todo.push(ino);
             }
         }
-        let _ = fs.path_of(ino);
+        let _ = fs.path_of(Target::File(ino), 0);
     }
     for plan in plans.iter().take(4) {
         match fs.read(plan).await {

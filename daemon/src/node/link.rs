@@ -37,8 +37,7 @@ pub(super) fn send<T: Serialize>(socket: impl AsFd, message: &T, files: &[Borrow
         return Err(io::Error::other("too many files in a message between the daemon's processes"));
     }
     let head = length.to_le_bytes();
-    let sent =
-        retry_on_intr(|| sendmsg(&socket, &[io::IoSlice::new(&head)], &mut control, SendFlags::NOSIGNAL))?;
+    let sent = retry_on_intr(|| sendmsg(&socket, &[io::IoSlice::new(&head)], &mut control, SendFlags::NOSIGNAL))?;
     write_all(&socket, &head[sent..])?;
     write_all(&socket, &body)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use lru::LruCache;
 use tokio::sync::Mutex;
 
-use crate::fs::{FileSystem, Ino};
+use crate::fs::{FileSystem, Target};
 
 /// Paths that are remembered: those of about as many lines as a bounded log has of one outage.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(64).unwrap();
@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub(super) struct Paths {
     fs: Arc<FileSystem>,
-    found: Arc<Mutex<LruCache<Ino, Option<String>>>>,
+    found: Arc<Mutex<LruCache<(Target, u64), Option<String>>>>,
 }
 
 impl Paths {
@@ -27,21 +27,23 @@ impl Paths {
         Self { fs, found: Arc::new(Mutex::new(LruCache::new(REMEMBERED))) }
     }
 
-    /// A path of a file, if it is found in time.
-    pub(super) async fn find(&self, ino: Ino) -> Option<String> {
-        tokio::time::timeout(PATIENCE, self.search(ino)).await.ok().flatten()
+    /// A path of a file that has bytes there, if one is found in time.
+    pub(super) async fn find(&self, target: Target, offset: u64) -> Option<String> {
+        // A file is the same one at each of its bytes.
+        let offset = if matches!(target, Target::File(_)) { 0 } else { offset };
+        tokio::time::timeout(PATIENCE, self.search(target, offset)).await.ok().flatten()
     }
 
-    async fn search(&self, ino: Ino) -> Option<String> {
+    async fn search(&self, target: Target, offset: u64) -> Option<String> {
         // Held by the search itself, which goes on when nobody waits for it any more.
         let mut found = Arc::clone(&self.found).lock_owned().await;
-        if let Some(path) = found.get(&ino) {
+        if let Some(path) = found.get(&(target, offset)) {
             return path.clone();
         }
         let fs = Arc::clone(&self.fs);
         let search = tokio::task::spawn_blocking(move || {
-            let path = fs.path_of(ino);
-            found.put(ino, path.clone());
+            let path = fs.path_of(target, offset);
+            found.put((target, offset), path.clone());
             path
         });
         search.await.ok().flatten()
