@@ -54,8 +54,8 @@ fn size(text: &str) -> Result<u64, LimitError> {
 
 impl Args {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
-        let inventory = Inventory::read(&global.state_dir)?;
-        let mounts = live_mounts(&global.run_dir);
+        let inventory = Inventory::read(global.state_dir())?;
+        let mounts = live_mounts(global.run_dir());
         match self.command {
             Command::Ls { json: true } => output::print(json(&List::of(&inventory, &mounts))?),
             Command::Ls { json: false } => output::print(table(&inventory, &mounts)?),
@@ -200,7 +200,7 @@ fn prune(
 ) -> anyhow::Result<()> {
     let mounted: Vec<String> = mounts.iter().map(|mount| mount.manifest.clone()).collect();
     let removed = inventory.prune(to.unwrap_or(0), &mounted)?;
-    let left = Inventory::read(&global.state_dir)?;
+    let left = Inventory::read(global.state_dir())?;
     let in_use_bytes = left.blobs.iter().filter(|blob| blob.in_use).map(|blob| blob.disk_bytes).sum();
     let pruned = Pruned { removed, disk_bytes: left.disk_bytes(), in_use_bytes };
     let (left, used) = (HumanBytes(pruned.disk_bytes), HumanBytes(pruned.in_use_bytes));

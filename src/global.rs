@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use anyhow::Context as _;
+use lazo_daemon::node::config::{Config, NO_HOSTS_DIR};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
@@ -14,8 +15,9 @@ use crate::logfile;
 /// node's images wants them for all of its images.
 const HOSTS_DIR: &str = "/etc/containerd/certs.d";
 
-/// In place of a directory: none.
-const NO_HOSTS_DIR: &str = "none";
+const STATE_DIR: &str = "/var/lib/lazo";
+
+const RUN_DIR: &str = "/run/lazo";
 
 /// Options that every subcommand takes.
 #[derive(Clone, Debug, clap::Args)]
@@ -37,12 +39,12 @@ pub(crate) struct Global {
     /// directory [default: /etc/containerd/certs.d if there is one]
     #[arg(long, global = true, value_name = "DIR", env = "LAZO_HOSTS_DIR", value_parser = hosts_dir)]
     pub(crate) hosts_dir: Option<PathBuf>,
-    /// Where fetched images and chunks are kept
-    #[arg(long, global = true, value_name = "DIR", env = "LAZO_STATE_DIR", default_value = "/var/lib/lazo")]
-    pub(crate) state_dir: PathBuf,
-    /// Where the records and logs of live mounts are kept
-    #[arg(long, global = true, value_name = "DIR", env = "LAZO_RUN_DIR", default_value = "/run/lazo")]
-    pub(crate) run_dir: PathBuf,
+    /// Where fetched images and chunks are kept [default: /var/lib/lazo]
+    #[arg(long = "state-dir", global = true, value_name = "DIR", env = "LAZO_STATE_DIR")]
+    given_state_dir: Option<PathBuf>,
+    /// Where the node daemon's socket, and the records and logs of live mounts are kept [default: /run/lazo]
+    #[arg(long = "run-dir", global = true, value_name = "DIR", env = "LAZO_RUN_DIR")]
+    given_run_dir: Option<PathBuf>,
     /// What to log to stderr: error, warn, info, debug, trace, or tracing directives [default: warn, info in a mount's log]
     #[arg(long, global = true, value_name = "LEVEL", env = "LAZO_LOG")]
     pub(crate) log_level: Option<String>,
@@ -65,11 +67,50 @@ impl Global {
         Ok(())
     }
 
+    /// Where fetched images and chunks are kept.
+    pub(crate) fn state_dir(&self) -> &Path {
+        self.given_state_dir.as_deref().unwrap_or(Path::new(STATE_DIR))
+    }
+
+    /// The same if it was named, rather than taken for granted.
+    pub(crate) fn given_state_dir(&self) -> Option<&Path> {
+        self.given_state_dir.as_deref()
+    }
+
+    /// Where the node daemon's socket, and the records and logs of live mounts are kept.
+    pub(crate) fn run_dir(&self) -> &Path {
+        self.given_run_dir.as_deref().unwrap_or(Path::new(RUN_DIR))
+    }
+
+    /// Puts what was said on the command line or in the environment in the place of what a file says. Paths must be absolute.
+    pub(crate) fn override_config(&self, config: &mut Config) {
+        let paths = [
+            (&mut config.state_dir, &self.given_state_dir),
+            (&mut config.run_dir, &self.given_run_dir),
+            (&mut config.hosts_dir, &self.hosts_dir),
+        ];
+        for (setting, given) in paths {
+            if let Some(path) = given {
+                setting.clone_from(path);
+            }
+        }
+        for (setting, given) in [(&mut config.authfile, &self.authfile), (&mut config.token_file, &self.token_file)] {
+            if given.is_some() {
+                setting.clone_from(given);
+            }
+        }
+        config.plain_http |= self.plain_http;
+        config.ca.extend(self.ca.iter().cloned());
+        if let Some(level) = &self.log_level {
+            config.log_level.clone_from(level);
+        }
+    }
+
     /// The same with absolute paths, for a process that leaves the working directory.
     pub(crate) fn absolute(&self) -> std::io::Result<Self> {
         let mut global = self.clone();
-        let paths = [&mut global.state_dir, &mut global.run_dir];
-        for path in paths.into_iter().chain(&mut global.ca).chain(&mut global.authfile).chain(&mut global.token_file) {
+        let dirs = [&mut global.given_state_dir, &mut global.given_run_dir].into_iter().flatten();
+        for path in dirs.chain(&mut global.ca).chain(&mut global.authfile).chain(&mut global.token_file) {
             *path = std::path::absolute(&path)?;
         }
         if let Some(dir) = global.hosts_dir.as_mut().filter(|dir| *dir != Path::new(NO_HOSTS_DIR)) {

@@ -5,6 +5,7 @@
 mod cache;
 mod check;
 mod convert;
+mod daemon;
 mod demo;
 mod global;
 mod inspect;
@@ -39,15 +40,17 @@ enum Command {
     Check(check::Args),
     Inspect(inspect::Args),
     Cache(cache::Args),
+    Daemon(daemon::Args),
     Demo(demo::Args),
 }
 
 impl Command {
     /// What is logged unless `--log-level` says otherwise.
-    fn log_level(&self) -> &'static str {
+    fn log_level(&self, global: &Global) -> anyhow::Result<String> {
         match self {
-            Self::Mount(args) => args.log_level(),
-            _ => "warn",
+            Self::Mount(args) => Ok(args.log_level().to_owned()),
+            Self::Daemon(args) => args.log_level(global),
+            _ => Ok("warn".to_owned()),
         }
     }
 
@@ -67,6 +70,7 @@ impl Command {
             Self::Check(args) => args.run(global),
             Self::Inspect(args) => args.run(global),
             Self::Cache(args) => args.run(global),
+            Self::Daemon(args) => args.run(global),
             Self::Demo(args) => args.run(global),
         }
     }
@@ -74,10 +78,9 @@ impl Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Err(error) = cli.global.start_logging(cli.command.log_level(), cli.command.log_file()) {
-        return output::report(&error);
-    }
-    match cli.command.run(&cli.global) {
+    let level = cli.command.log_level(&cli.global);
+    let logging = level.and_then(|level| cli.global.start_logging(&level, cli.command.log_file()));
+    match logging.and_then(|()| cli.command.run(&cli.global)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => output::report(&error),
     }

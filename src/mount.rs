@@ -156,9 +156,9 @@ impl Args {
             platform: self.platform.clone().unwrap_or_else(Platform::host),
             mount_point: std::path::absolute(&self.dir)?,
             registry: global.registry_options(),
-            state_dir: global.state_dir,
+            state_dir: global.state_dir().to_owned(),
             cache: CacheOptions { limit: self.data.cache_limit },
-            run_dir: global.run_dir,
+            run_dir: global.run_dir().to_owned(),
             metrics: self.metrics.clone().map(absolute).transpose()?,
             prefetch: self.data.prefetch.into(),
             background_bytes: self.data.background_rate,
@@ -185,7 +185,7 @@ impl Args {
     }
 
     fn start(&self, global: &Global) -> anyhow::Result<()> {
-        let log = global.absolute()?.run_dir.join("logs").join(log_name(&std::path::absolute(&self.dir)?));
+        let log = global.absolute()?.run_dir().join("logs").join(log_name(&std::path::absolute(&self.dir)?));
         let failed = || format!("cannot write the log {}; choose another place with --run-dir", log.display());
         let file = logfile::open(&log).with_context(failed)?;
         let log_start = file.metadata().with_context(failed)?.len();

@@ -13,6 +13,6 @@ pub(crate) struct Args {
 
 impl Args {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
-        Ok(lazo_daemon::umount(&self.dir, &global.run_dir)?)
+        Ok(lazo_daemon::umount(&self.dir, global.run_dir())?)
     }
 }

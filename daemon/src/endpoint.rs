@@ -45,8 +45,8 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes of a request's head, and of what a connection buffers. hyper takes no less than 8 KiB.
 const MAX_HEAD: usize = 8 << 10;
 
-/// Connections that the kernel holds until they are accepted.
-const BACKLOG: i32 = 16;
+/// Connections that the kernel holds until they are accepted: a node's containers that start at once, while a worker begins.
+const BACKLOG: i32 = 512;
 
 /// After a failed accept, as when there are no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -147,20 +147,27 @@ fn listen_tcp(address: &str) -> io::Result<Arc<TcpListener>> {
 }
 
 fn listen_unix(path: &Path) -> io::Result<Arc<UnixListener>> {
+    Ok(Arc::new(UnixListener::from_std(bind_unix(path, Mode::RUSR | Mode::WUSR)?)?))
+}
+
+/// Listens at a socket file that is made with this mode. One at which nobody listens is replaced.
+pub(crate) fn bind_unix(path: &Path, mode: Mode) -> io::Result<StdUnixListener> {
     remove_dead_socket(path)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    // The file gets the mode that the socket has when it is bound, so that nobody else can ever connect.
-    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-    let (_dir, address) = address_of(path)?;
+    // The file gets the mode that the socket has when it is bound, less the umask, so that nobody else can ever connect.
+    rustix::fs::fchmod(&socket, mode)?;
+    let (dir, address) = address_of(path)?;
     rustix::net::bind(&socket, &address)?;
+    let name = path.file_name().unwrap_or_default();
+    rustix::fs::chmodat(&dir, name, mode, rustix::fs::AtFlags::empty())?;
     rustix::net::listen(&socket, BACKLOG)?;
-    Ok(Arc::new(UnixListener::from_std(StdUnixListener::from(socket))?))
+    Ok(StdUnixListener::from(socket))
 }
 
 /// The address of a socket file whose path may be longer than the 107 bytes that an address has room for. It is good as long
 /// as the descriptor is open.
-fn address_of(path: &Path) -> io::Result<(OwnedFd, SocketAddrUnix)> {
+pub(crate) fn address_of(path: &Path) -> io::Result<(OwnedFd, SocketAddrUnix)> {
     let bad = || io::Error::new(io::ErrorKind::InvalidInput, "not the path of a file");
     let name = path.file_name().ok_or_else(bad)?;
     let dir = match path.parent() {

@@ -16,6 +16,7 @@ mod fs;
 mod fuse;
 mod kernel;
 pub mod node;
+mod peer;
 mod record;
 mod serve;
 mod session;

@@ -6,6 +6,7 @@
 //!     └ mounter  makes and ends mounts: all that might wait for the worker itself
 //! ```
 
+#[allow(dead_code, unused_imports, reason = "being built")]
 mod api;
 pub mod client;
 pub mod config;
@@ -14,5 +15,25 @@ mod harden;
 mod link;
 mod mounter;
 pub mod protocol;
-// mod supervisor;
+pub mod stats;
+mod supervisor;
 mod worker;
+
+use crate::error::{Error, Result};
+use config::Config;
+
+/// Runs a daemon until it is told to end.
+///
+/// # Errors
+/// When it cannot begin.
+pub fn run(_config: &Config) -> Result<()> {
+    Err(Error::io("run the node daemon")(std::io::Error::other("it is not built yet")))
+}
+
+/// Runs one of the processes that a daemon starts, as [`run`] names them.
+///
+/// # Errors
+/// When it cannot begin, or there is no such process.
+pub fn run_process(name: &str, _config: &Config) -> Result<()> {
+    Err(Error::io(format!("run the daemon's process {name}"))(std::io::Error::other("it is not built yet")))
+}

@@ -1,1 +1,359 @@
-//! The control API: HTTP and JSON over a Unix socket.
+//! The control API: HTTP and JSON over a Unix socket. `protocol` has the types, docs/API.md the words.
+//!
+//! Whoever can connect can neither hold memory nor threads: connections, requests under way, and the length of and the time for
+//! each request are bounded. What waits for an image's registry is bounded apart from the rest, so that images which cannot be
+//! had do not keep anybody from looking, nor from unmounting.
+
+mod peer;
+#[cfg(test)]
+mod tests;
+
+use std::convert::Infallible;
+use std::io;
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use lazo_storage::cache::admin::{CachedBlob, Inventory, Removed};
+use lazo_storage::metrics::{CONTENT_TYPE as METRICS_TYPE, Metrics};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, oneshot};
+
+use super::protocol::{
+    API_VERSION, ApiError, ErrorKind, Health, ImageInfo, MountInfo, MountRequest, PruneRequest, UmountRequest,
+    UpgradeInfo, UpgradeRequest, Version,
+};
+use super::stats::Stats;
+pub(super) use peer::{Access, listen};
+
+/// Connections at a time; more wait in the kernel. Each holds at most [`MAX_HEAD`] bytes and what [`MAX_CHANGES`] and
+/// [`MAX_VIEWS`] let through; that they are many keeps those who wait for their images from shutting out the others.
+const MAX_CONNECTIONS: usize = 512;
+
+/// Mounts that are being made, prunes and upgrades at a time; others wait. Each may hold a request to a registry.
+const MAX_CHANGES: usize = 64;
+
+/// Unmounts and answers being made at a time; others wait. All of them are short.
+const MAX_VIEWS: usize = 64;
+
+/// Longest body of a request, bytes. A mount request with a hundred sources has 10 KB.
+const MAX_BODY: usize = 256 << 10;
+
+/// Bytes of a request's head, and of what a connection buffers.
+const MAX_HEAD: usize = 16 << 10;
+
+/// How long a client may take to send the head of a request, and to be silent between two.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long it may take to send the body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// After a failed accept, as when there are no descriptors left.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the API shows and changes.
+pub(super) trait Node: Send + Sync + 'static {
+    /// Mounts an image. All paths were checked to be absolute and without `..`. It is never given up half-way: when nobody waits
+    /// for the answer any more, the mount is made and then ended.
+    fn mount(&self, request: MountRequest) -> impl Future<Output = Result<MountInfo, ApiError>> + Send;
+
+    /// Ends a mount; one that is not there is [`ErrorKind::NotFound`].
+    fn umount(&self, mount_point: PathBuf, lazy: bool) -> impl Future<Output = Result<(), ApiError>> + Send;
+
+    /// All mounts, in the order in which they were made.
+    fn mounts(&self) -> Vec<MountInfo>;
+
+    /// All images that are mounted.
+    fn images(&self) -> Vec<ImageInfo>;
+
+    /// How it is.
+    fn health(&self) -> Health;
+
+    /// Where the cache is.
+    fn state_dir(&self) -> &Path;
+
+    /// What is counted.
+    fn metrics(&self) -> &Arc<Metrics>;
+
+    /// Replaces the program. Whoever asks may lose the connection, and then looks at the health.
+    fn upgrade(&self, binary: Option<PathBuf>) -> impl Future<Output = Result<UpgradeInfo, ApiError>> + Send;
+}
+
+/// What is under way, of all connections together.
+#[derive(Debug)]
+struct Room {
+    connections: Arc<Semaphore>,
+    changes: Semaphore,
+    views: Semaphore,
+}
+
+/// Answers at a socket until it is dropped.
+///
+/// # Errors
+/// When the socket cannot be used at all.
+pub(super) async fn serve<N: Node>(listener: StdUnixListener, access: Access, node: Arc<N>) -> io::Result<Infallible> {
+    listener.set_nonblocking(true)?;
+    let listener = UnixListener::from_std(listener)?;
+    let access = Arc::new(access);
+    let room = Arc::new(Room {
+        connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        changes: Semaphore::new(MAX_CHANGES),
+        views: Semaphore::new(MAX_VIEWS),
+    });
+    loop {
+        let permit = Arc::clone(&room.connections).acquire_owned().await.map_err(io::Error::other)?;
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let (node, access, room) = (Arc::clone(&node), Arc::clone(&access), Arc::clone(&room));
+                tokio::spawn(async move {
+                    answer(stream, &access, node, room).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection to the control socket");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// One connection. What goes wrong with it is the client's to see.
+async fn answer<N: Node>(stream: UnixStream, access: &Access, node: Arc<N>, room: Arc<Room>) {
+    let allowed = access.check(&stream);
+    let service = service_fn(move |request| {
+        let (node, room, allowed) = (Arc::clone(&node), Arc::clone(&room), allowed.clone());
+        async move {
+            let answer = match allowed {
+                Ok(()) => respond(request, &node, &room).await,
+                Err(denied) => Err(denied),
+            };
+            Ok::<_, Infallible>(answer.unwrap_or_else(|error| refuse(&error)))
+        }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), service);
+    let _ = connection.await;
+}
+
+type Answer = Response<Full<Bytes>>;
+
+/// What there is, and what can be done with it.
+const PATHS: [(&str, &str); 9] = [
+    ("/v1/version", "GET, HEAD"),
+    ("/v1/health", "GET, HEAD"),
+    ("/v1/mounts", "GET, HEAD, POST, DELETE"),
+    ("/v1/images", "GET, HEAD"),
+    ("/v1/stats", "GET, HEAD"),
+    ("/v1/cache", "GET, HEAD"),
+    ("/v1/cache/prune", "POST"),
+    ("/v1/upgrade", "POST"),
+    ("/metrics", "GET, HEAD"),
+];
+
+async fn respond<N: Node>(request: Request<Incoming>, node: &Arc<N>, room: &Room) -> Result<Answer, ApiError> {
+    let (head, body) = request.into_parts();
+    let path = head.uri.path();
+    let Some((_, methods)) = PATHS.iter().find(|(known, _)| *known == path) else {
+        return Err(ApiError::new(ErrorKind::NotFound, format!("there is no {path}; docs/API.md has what there is")));
+    };
+    if !methods.split(", ").any(|method| method == head.method.as_str()) {
+        return Ok(wrong_method(path, methods));
+    }
+    match (&head.method, path) {
+        (&Method::POST, "/v1/mounts") => {
+            let _permit = room.changes.acquire().await.map_err(internal)?;
+            json(&mount(read(body).await?, node).await?)
+        }
+        (&Method::DELETE, _) => {
+            let _permit = room.views.acquire().await.map_err(internal)?;
+            let UmountRequest { mount_point, lazy } = read(body).await?;
+            check_path(&mount_point)?;
+            json(&finish(node, |node| async move { node.umount(mount_point, lazy).await }).await?)
+        }
+        (_, "/v1/cache/prune") => {
+            let _permit = room.changes.acquire().await.map_err(internal)?;
+            let PruneRequest { to } = read(body).await?;
+            let node = Arc::clone(node);
+            json(&blocking(move || prune(&*node, to)).await?)
+        }
+        (_, "/v1/upgrade") => {
+            let _permit = room.changes.acquire().await.map_err(internal)?;
+            let UpgradeRequest { binary } = read(body).await?;
+            binary.iter().try_for_each(|binary| check_path(binary))?;
+            json(&finish(node, |node| async move { node.upgrade(binary).await }).await?)
+        }
+        _ => {
+            let _permit = room.views.acquire().await.map_err(internal)?;
+            show(path, node).await
+        }
+    }
+}
+
+/// The answer to a `GET` of one of [`PATHS`].
+async fn show<N: Node>(path: &str, node: &Arc<N>) -> Result<Answer, ApiError> {
+    match path {
+        "/v1/version" => json(&version(&**node)),
+        "/v1/health" => json(&node.health()),
+        "/v1/mounts" => json(&node.mounts()),
+        "/v1/images" => json(&node.images()),
+        "/v1/stats" => json(&stats(&**node)),
+        "/v1/cache" => {
+            let node = Arc::clone(node);
+            json(&blocking(move || cache(&*node)).await?)
+        }
+        _ => {
+            let mut response = Response::new(Full::from(node.metrics().encode()));
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(METRICS_TYPE));
+            Ok(response)
+        }
+    }
+}
+
+async fn mount<N: Node>(request: MountRequest, node: &Arc<N>) -> Result<MountInfo, ApiError> {
+    check(&request)?;
+    let (sender, receiver) = oneshot::channel();
+    let node = Arc::clone(node);
+    tokio::spawn(async move {
+        // Nobody waits any more: nobody would ever end the mount.
+        if let Err(Ok(info)) = sender.send(node.mount(request).await) {
+            let MountInfo { mount_point, .. } = info;
+            tracing::info!(mount_point = %mount_point.display(), "who asked for a mount has gone; it is ended again");
+            if let Err(error) = node.umount(mount_point, true).await {
+                tracing::warn!(%error, "a mount that nobody waits for cannot be ended");
+            }
+        }
+    });
+    receiver.await.map_err(|_| ApiError::new(ErrorKind::Internal, "the daemon gave up; see its log"))?
+}
+
+/// Runs what must not stop half-way when the client goes.
+async fn finish<N: Node, F, T>(node: &Arc<N>, what: impl FnOnce(Arc<N>) -> F) -> Result<T, ApiError>
+where
+    F: Future<Output = Result<T, ApiError>> + Send + 'static,
+    T: Send + 'static,
+{
+    tokio::spawn(what(Arc::clone(node))).await.map_err(internal)?
+}
+
+async fn blocking<T: Send + 'static>(
+    what: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(what).await.map_err(internal)?
+}
+
+async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, ApiError> {
+    let invalid = |error: String| ApiError::new(ErrorKind::Invalid, error);
+    let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await;
+    let body = body.map_err(|_| invalid("the request did not come in time".to_owned()))?;
+    let body = body.map_err(|error| match error.downcast_ref::<LengthLimitError>() {
+        Some(_) => ApiError::new(ErrorKind::TooLong, format!("a request has at most {MAX_BODY} bytes")),
+        None => invalid(format!("the request broke off: {error}")),
+    })?;
+    let body = body.to_bytes();
+    // A request whose fields may all be missing may be missing itself.
+    let body: &[u8] = if body.is_empty() { b"{}" } else { &body };
+    serde_json::from_slice(body).map_err(|error| invalid(format!("the request is wrong: {error}")))
+}
+
+fn check(request: &MountRequest) -> Result<(), ApiError> {
+    check_path(&request.mount_point)?;
+    if let Some(super::protocol::Writable::Directory(directory)) = &request.writable {
+        check_path(directory)?;
+    }
+    let registry = &request.registry;
+    let hosts_dir = registry.hosts_dir.iter().filter(|dir| *dir != Path::new(super::config::NO_HOSTS_DIR));
+    let mut paths = registry.ca.iter().chain(&registry.authfile).chain(&registry.token_file).chain(hosts_dir);
+    paths.try_for_each(|path| check_path(path))
+}
+
+/// What the daemon makes of a relative path would be another file than the client means.
+fn check_path(path: &Path) -> Result<(), ApiError> {
+    let plain = path.components().all(|part| part != Component::ParentDir);
+    if path.is_absolute() && plain {
+        return Ok(());
+    }
+    Err(ApiError::new(ErrorKind::Invalid, format!("{} is not an absolute path without ..", path.display())))
+}
+
+fn version(node: &impl Node) -> Version {
+    let state_dir = node.state_dir().to_owned();
+    Version { version: env!("CARGO_PKG_VERSION").to_owned(), api: API_VERSION, state_dir }
+}
+
+fn stats(node: &impl Node) -> Stats {
+    let mut stats = Stats::scraped(&node.metrics().encode());
+    let (health, images) = (node.health(), node.images());
+    stats.mounts = node.mounts().len() as u64;
+    stats.images = images.len() as u64;
+    stats.failed_images = images.iter().filter(|image| image.failed.is_some()).count() as u64;
+    (stats.since, stats.restarts, stats.upgrades) = (health.worker_since, health.restarts, health.upgrades);
+    stats
+}
+
+/// `GET /v1/cache`.
+#[derive(Debug, Serialize)]
+struct CacheList {
+    disk_bytes: u64,
+    /// 0 if there is none.
+    limit_bytes: i64,
+    blobs: Vec<CachedBlob>,
+}
+
+fn cache(node: &impl Node) -> Result<CacheList, ApiError> {
+    let inventory = Inventory::read(node.state_dir()).map_err(|error| ApiError::of(ErrorKind::Internal, &error))?;
+    let limit_bytes = node.metrics().cache_limit.get();
+    Ok(CacheList { disk_bytes: inventory.disk_bytes(), limit_bytes, blobs: inventory.blobs })
+}
+
+/// Answer to `POST /v1/cache/prune`.
+#[derive(Debug, Serialize)]
+struct Pruned {
+    removed: Removed,
+    disk_bytes: u64,
+}
+
+fn prune(node: &impl Node, to: u64) -> Result<Pruned, ApiError> {
+    let failed = |error| ApiError::of(ErrorKind::Internal, &error);
+    let mounted: Vec<String> = node.images().into_iter().map(|image| image.manifest).collect();
+    let removed = Inventory::read(node.state_dir()).and_then(|all| all.prune(to, &mounted)).map_err(failed)?;
+    let disk_bytes = Inventory::read(node.state_dir()).map_err(failed)?.disk_bytes();
+    Ok(Pruned { removed, disk_bytes })
+}
+
+fn json(value: &impl Serialize) -> Result<Answer, ApiError> {
+    let mut response = Response::new(Full::from(serde_json::to_vec(value).map_err(internal)?));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
+}
+
+fn refuse(error: &ApiError) -> Answer {
+    // Strings are all that is in it.
+    let mut response = json(error).unwrap_or_default();
+    *response.status_mut() = StatusCode::from_u16(error.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response
+}
+
+fn wrong_method(path: &str, allowed: &'static str) -> Answer {
+    let mut response = refuse(&ApiError::new(ErrorKind::Method, format!("{path} takes {allowed} only")));
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    response
+}
+
+fn internal(error: impl std::fmt::Display) -> ApiError {
+    ApiError::new(ErrorKind::Internal, error.to_string())
+}

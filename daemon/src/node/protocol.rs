@@ -1,1 +1,399 @@
-//! Requests and answers of the control API.
+//! Requests and answers of the control API, as JSON. docs/API.md describes them for other programs.
+//!
+//! Requests with unknown fields are refused, as what they ask for would not be done; answers may gain fields.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the API; the first part of each path is `v1`. It grows when a program written for an older one would break.
+pub const API_VERSION: u32 = 1;
+
+/// Name of the socket in the run directory.
+pub const SOCKET: &str = "lazo.sock";
+
+/// How an image is to be served.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// The best that the machine can do; in a request: what the daemon's configuration says.
+    #[default]
+    Auto,
+    /// The kernel's EROFS on blobs that the daemon serves.
+    Erofs,
+    /// A FUSE mount of the whole tree.
+    Fuse,
+}
+
+/// How an image is served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Served {
+    /// The kernel's EROFS on blobs that the daemon serves.
+    Erofs,
+    /// A FUSE mount of the whole tree.
+    Fuse,
+}
+
+impl fmt::Display for Served {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Erofs => "erofs",
+            Self::Fuse => "fuse",
+        })
+    }
+}
+
+/// What to fetch before it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Prefetch {
+    /// Nothing.
+    None,
+    /// What the image's prefetch list names.
+    Hints,
+    /// That, and then the whole image.
+    All,
+}
+
+impl From<Prefetch> for lazo_storage::Prefetch {
+    fn from(prefetch: Prefetch) -> Self {
+        match prefetch {
+            Prefetch::None => Self::None,
+            Prefetch::Hints => Self::Hints,
+            Prefetch::All => Self::All,
+        }
+    }
+}
+
+/// Where what is written to a mount goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Writable {
+    /// To `upper` and `work` in this directory, which are made if they are not there. What is written stays after the unmount.
+    Directory(PathBuf),
+    /// To memory; gone after the unmount.
+    Tmpfs {
+        /// Most bytes; half of the machine's memory if missing.
+        #[serde(default)]
+        size: Option<u64>,
+    },
+}
+
+/// How to reach registries. What is missing is as the daemon's configuration has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RegistryOptions {
+    /// Plain HTTP, for hosts that are not loopback, too.
+    pub plain_http: bool,
+    /// CA certificates (PEM files) to trust besides the daemon's.
+    pub ca: Vec<PathBuf>,
+    /// Registry credentials, in the format of docker's `config.json`.
+    pub authfile: Option<PathBuf>,
+    /// A file with a bearer token.
+    pub token_file: Option<PathBuf>,
+    /// containerd's `hosts.toml` directories; `none` to read none.
+    pub hosts_dir: Option<PathBuf>,
+}
+
+/// `POST /v1/mounts`. All paths are absolute, those in references and sources too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MountRequest {
+    /// The image, as `lazo mount` takes it.
+    pub image: String,
+    /// An existing directory, without links in its path.
+    pub mount_point: PathBuf,
+    /// Which of the image's platforms, `OS/ARCH[/VARIANT]`; this machine's if missing.
+    #[serde(default)]
+    pub platform: Option<String>,
+    /// How to serve it.
+    #[serde(default)]
+    pub mode: Mode,
+    /// What to fetch before it is read; as configured if missing.
+    #[serde(default)]
+    pub prefetch: Option<Prefetch>,
+    /// Makes the mount writable.
+    #[serde(default)]
+    pub writable: Option<Writable>,
+    /// Shifts owners: `UIDS[,GIDS]`, each `INSIDE:OUTSIDE:COUNT`; the groups as the users if missing.
+    #[serde(default)]
+    pub map: Option<String>,
+    /// Set-user-ID and set-group-ID bits and file capabilities mean nothing.
+    #[serde(default)]
+    pub nosuid: bool,
+    /// Device files cannot be opened.
+    #[serde(default)]
+    pub nodev: bool,
+    /// Nothing can be executed.
+    #[serde(default)]
+    pub noexec: bool,
+    /// Places that are asked for data before the daemon's own and the image's registry, as `--source` takes them.
+    #[serde(default)]
+    pub sources: Vec<String>,
+    /// How long reads wait when no source answers, seconds; as configured if missing.
+    #[serde(default)]
+    pub outage_limit: Option<u64>,
+    /// How to reach registries.
+    #[serde(default)]
+    pub registry: RegistryOptions,
+}
+
+impl MountRequest {
+    /// A read-only mount of an image, with the daemon's configuration for all else.
+    #[must_use]
+    pub fn new(image: String, mount_point: PathBuf) -> Self {
+        Self {
+            image,
+            mount_point,
+            platform: None,
+            mode: Mode::Auto,
+            prefetch: None,
+            writable: None,
+            map: None,
+            nosuid: false,
+            nodev: false,
+            noexec: false,
+            sources: Vec::new(),
+            outage_limit: None,
+            registry: RegistryOptions::default(),
+        }
+    }
+}
+
+/// `DELETE /v1/mounts`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UmountRequest {
+    /// Where it is mounted.
+    pub mount_point: PathBuf,
+    /// Takes it from the tree at once even if it is in use; its users keep it until they let go of it.
+    #[serde(default)]
+    pub lazy: bool,
+}
+
+/// `POST /v1/cache/prune`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PruneRequest {
+    /// Only until so many bytes are left.
+    pub to: u64,
+}
+
+/// `POST /v1/upgrade`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UpgradeRequest {
+    /// The program to go on with; if missing, what is now at the path of the one that runs.
+    pub binary: Option<PathBuf>,
+}
+
+/// A mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountInfo {
+    /// Names it as long as it is there.
+    pub id: String,
+    /// Where it is.
+    pub mount_point: PathBuf,
+    /// The image, as the request named it.
+    pub image: String,
+    /// Digest of its manifest.
+    pub manifest: String,
+    /// How it is served.
+    pub mode: Served,
+    /// Number of the image, as [`ImageInfo::slot`] has it.
+    pub slot: u64,
+    /// Where what is written goes; missing if it is read-only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writable: Option<Writable>,
+    /// How owners are shifted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub map: Option<String>,
+    /// When it was made, seconds since 1970.
+    pub since: u64,
+}
+
+/// An image that is mounted, or was and cannot be served any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageInfo {
+    /// Its number in this daemon; may be another image's later.
+    pub slot: u64,
+    /// The image, as the first request named it.
+    pub image: String,
+    /// Digest of its manifest.
+    pub manifest: String,
+    /// How it is served.
+    pub mode: Served,
+    /// Mounts that show it.
+    pub mounts: u64,
+    /// Its blobs.
+    pub blobs: u64,
+    /// Those that the kernel reads without the daemon, from their cache files.
+    pub plain_blobs: u64,
+    /// Why it cannot be served; missing if it can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
+}
+
+/// `GET /v1/version`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// Of the program that serves now.
+    pub version: String,
+    /// [`API_VERSION`].
+    pub api: u32,
+    /// Where fetched images and chunks are kept.
+    pub state_dir: PathBuf,
+}
+
+/// `GET /v1/health`. An answer means that the daemon serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Whether everything is as it should be: [`Self::problems`] is empty.
+    pub ok: bool,
+    /// What is not, for people: images that cannot be served, a lost mounter, and so on.
+    pub problems: Vec<String>,
+    /// How images are served unless a request says otherwise.
+    pub mode: Served,
+    /// What speaks against the kernel's EROFS; missing if it can be used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_erofs: Option<String>,
+    /// Process that serves.
+    pub worker_pid: u32,
+    /// Process that keeps it running.
+    pub supervisor_pid: u32,
+    /// When the supervisor began, seconds since 1970.
+    pub since: u64,
+    /// When the worker began, seconds since 1970.
+    pub worker_since: u64,
+    /// Times that a worker ended and another took over, upgrades aside.
+    pub restarts: u64,
+    /// Times that a worker was replaced on demand.
+    pub upgrades: u64,
+}
+
+/// Answer to `POST /v1/upgrade`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UpgradeInfo {
+    /// Version that serves now.
+    pub version: String,
+    /// The process.
+    pub worker_pid: u32,
+    /// How long nobody served, milliseconds.
+    pub pause_ms: u64,
+}
+
+/// What was done wrong, or went wrong, for programs. Its HTTP status is beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// 400. The request makes no sense: it does not parse, or a path is not absolute or is no directory.
+    Invalid,
+    /// 403. Who asks may not.
+    Denied,
+    /// 404. There is no such path in the API, no such mount, or no such image.
+    NotFound,
+    /// 405. The path is there, the method is not.
+    Method,
+    /// 409. Something is mounted there already.
+    Exists,
+    /// 409. Somebody uses the mount.
+    Busy,
+    /// 413. The body is too long.
+    TooLong,
+    /// 422. This machine cannot do what is asked for, such as the mode.
+    Unsupported,
+    /// 502. The image cannot be had or is not right.
+    Image,
+    /// 503. Not now: the daemon is starting, ending or being upgraded.
+    Unavailable,
+    /// 500. Anything else.
+    #[serde(other)]
+    Internal,
+}
+
+impl ErrorKind {
+    /// The HTTP status that answers have.
+    #[must_use]
+    pub fn status(self) -> u16 {
+        match self {
+            Self::Invalid => 400,
+            Self::Denied => 403,
+            Self::NotFound => 404,
+            Self::Method => 405,
+            Self::Exists | Self::Busy => 409,
+            Self::TooLong => 413,
+            Self::Unsupported => 422,
+            Self::Image => 502,
+            Self::Unavailable => 503,
+            Self::Internal => 500,
+        }
+    }
+}
+
+/// An answer that is no success.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{error}")]
+pub struct ApiError {
+    /// For people: what failed, on what, and what can be done. With its causes, outermost first.
+    pub error: String,
+    /// For programs.
+    pub kind: ErrorKind,
+}
+
+impl ApiError {
+    /// An error of a kind.
+    pub fn new(kind: ErrorKind, error: impl Into<String>) -> Self {
+        Self { kind, error: error.into() }
+    }
+
+    /// An error and its causes.
+    pub fn of(kind: ErrorKind, error: &dyn std::error::Error) -> Self {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        Self::new(kind, text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_as_documented() {
+        let request: MountRequest =
+            serde_json::from_str(r#"{"image": "oci:/i:t", "mount_point": "/mnt", "writable": {"tmpfs": {"size": 5}}}"#)
+                .unwrap();
+        let expected = MountRequest {
+            writable: Some(Writable::Tmpfs { size: Some(5) }),
+            ..MountRequest::new("oci:/i:t".into(), "/mnt".into())
+        };
+        assert_eq!(request, expected);
+        let text = serde_json::to_string(&expected).unwrap();
+        assert_eq!(serde_json::from_str::<MountRequest>(&text).unwrap(), expected);
+        let directory: Writable = serde_json::from_str(r#"{"directory": "/rw"}"#).unwrap();
+        assert_eq!(directory, Writable::Directory("/rw".into()));
+        for wrong in [
+            r#"{"image": "x", "mount_point": "/m", "imagee": 1}"#,
+            r#"{"image": "x"}"#,
+            r#"{"image": "x", "mount_point": "/m", "mode": "best"}"#,
+            r#"{"image": "x", "mount_point": "/m", "registry": {"insecure": true}}"#,
+            r#"{"image": "x", "mount_point": "/m", "writable": {"tmpfs": {"sise": 5}}}"#,
+        ] {
+            assert!(serde_json::from_str::<MountRequest>(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn kinds_of_errors_from_a_newer_daemon_are_understood() {
+        let error: ApiError = serde_json::from_str(r#"{"error": "e", "kind": "brand_new", "more": 1}"#).unwrap();
+        assert_eq!(error, ApiError::new(ErrorKind::Internal, "e"));
+        assert_eq!(serde_json::to_string(&ErrorKind::NotFound).unwrap(), r#""not_found""#);
+    }
+}

@@ -1,0 +1,1 @@
+//! The server, with a small node behind it.
