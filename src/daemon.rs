@@ -28,7 +28,11 @@ struct Run {
 impl Args {
     /// What is logged unless told otherwise.
     pub(crate) fn log_level(&self, global: &Global) -> anyhow::Result<String> {
-        Ok(self.config(global)?.log_level)
+        Ok(match &self.run.process {
+            // Who starts it says it in the environment.
+            Some(_) => Config::default().log_level,
+            None => self.config(global)?.log_level,
+        })
     }
 
     /// What the file says, and what was said otherwise on the command line and in the environment.
@@ -40,10 +44,9 @@ impl Args {
     }
 
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
-        let config = self.config(global)?;
         match &self.run.process {
-            Some(name) => Ok(node::run_process(name, &config)?),
-            None => Ok(node::run(&config)?),
+            Some(name) => Ok(node::run_process(name)?),
+            None => Ok(node::run(self.config(global)?)?),
         }
     }
 }

@@ -16,7 +16,7 @@ mod link;
 mod mounter;
 pub mod protocol;
 pub mod stats;
-mod supervisor;
+// mod supervisor;
 mod worker;
 
 use crate::error::{Error, Result};
@@ -26,14 +26,14 @@ use config::Config;
 ///
 /// # Errors
 /// When it cannot begin.
-pub fn run(_config: &Config) -> Result<()> {
+pub fn run(_config: Config) -> Result<()> {
     Err(Error::io("run the node daemon")(std::io::Error::other("it is not built yet")))
 }
 
-/// Runs one of the processes that a daemon starts, as [`run`] names them.
+/// Runs one of the processes that a daemon starts, as [`run`] names them. It is told all else by the one that starts it.
 ///
 /// # Errors
 /// When it cannot begin, or there is no such process.
-pub fn run_process(name: &str, _config: &Config) -> Result<()> {
+pub fn run_process(name: &str) -> Result<()> {
     Err(Error::io(format!("run the daemon's process {name}"))(std::io::Error::other("it is not built yet")))
 }

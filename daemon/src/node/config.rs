@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use lazo_registry::Options;
 use lazo_storage::cache::{CacheOptions, Limit, parse_size};
-use lazo_storage::{Policy, SourceSpec};
-use serde::{Deserialize, Deserializer, de};
+use lazo_storage::{Policy, SourceSpec, SpecError};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::protocol::{Mode, Prefetch};
 use crate::endpoint::MetricsAddr;
@@ -51,7 +51,7 @@ pub struct Setting {
 macro_rules! settings {
     ($($(#[doc = $help:literal])+ $(#[serde($($serde:tt)+)])? $field:ident: $type:ty = $default:expr, $how:ident $shown:literal;)*) => {
         /// What an operator sets for a daemon. All paths are absolute.
-        #[derive(Debug, Clone, PartialEq, Deserialize)]
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[serde(default, deny_unknown_fields)]
         pub struct Config {
             $($(#[doc = $help])+ $(#[serde($($serde)+)])? pub $field: $type,)*
@@ -92,7 +92,7 @@ settings! {
     /// How long reads wait when no source answers, before they fail with an I/O error: seconds, at most a day.
     outage_limit: u64 = 60, default "60";
     /// Most disk space that all cached data may take: a size such as "20G", a part of the file system such as "50%", or "none".
-    #[serde(deserialize_with = "parsed")]
+    #[serde(with = "text")]
     cache_limit: Limit = Limit::default(), default r#""50%""#;
     /// Most bytes a second to fetch ahead of readers, for each image: a number, or one with K, M or G. No limit if not set.
     #[serde(deserialize_with = "rate")]
@@ -101,8 +101,7 @@ settings! {
     background_requests: Option<NonZeroU64> = None, example "20";
     /// Places that are asked for data before the image's own registry or layout: "oci:DIR", "https://HOST/PATH/",
     /// "http://HOST/PATH/" or "s3://BUCKET/PREFIX", in this order. Keys of buckets come from the daemon's environment.
-    #[serde(deserialize_with = "all_parsed")]
-    sources: Vec<SourceSpec> = Vec::new(), default "[]";
+    sources: Vec<String> = Vec::new(), default "[]";
     /// Talk plain HTTP to registries. Loopback hosts are talked to so in any case.
     plain_http: bool = false, default "false";
     /// CA certificates (PEM files) to trust besides the system's.
@@ -115,7 +114,7 @@ settings! {
     /// Mirrors, certificates and headers of registries, in containerd's hosts.toml directories; "none" to read no such directory.
     hosts_dir: PathBuf = "/etc/containerd/certs.d".into(), default r#""/etc/containerd/certs.d""#;
     /// Answer GET /metrics at this address, besides the control socket: "HOST:PORT" or "unix:PATH".
-    #[serde(deserialize_with = "maybe_parsed")]
+    #[serde(with = "maybe_text")]
     metrics: Option<MetricsAddr> = None, example r#""127.0.0.1:9464""#;
     /// A group, by name or number, whose members may use the control socket. That is as much as being root: whoever may mount
     /// images decides what programs on them may do.
@@ -178,6 +177,7 @@ impl Config {
         if self.outage_limit > MAX_OUTAGE_LIMIT {
             return Err(format!("outage_limit is more than {MAX_OUTAGE_LIMIT} seconds"));
         }
+        self.source_specs().map_err(|error| format!("sources: {error}"))?;
         let socket = match &self.metrics {
             Some(MetricsAddr::Unix(path)) => Some(("metrics", path)),
             _ => None,
@@ -206,6 +206,14 @@ impl Config {
         }
     }
 
+    /// The sources that images have unless a request names more.
+    ///
+    /// # Errors
+    /// When one is none.
+    pub fn source_specs(&self) -> Result<Vec<SourceSpec>, SpecError> {
+        self.sources.iter().map(|source| source.parse()).collect()
+    }
+
     /// How patient to be with sources, unless a request says otherwise.
     #[must_use]
     pub fn policy(&self) -> Policy {
@@ -224,29 +232,42 @@ pub(super) fn hosts_dir(path: &Path) -> Option<PathBuf> {
     (path != Path::new(NO_HOSTS_DIR)).then(|| path.to_owned())
 }
 
-fn parsed<'de, T, D>(deserializer: D) -> Result<T, D::Error>
-where
-    T: FromStr<Err: fmt::Display>,
-    D: Deserializer<'de>,
-{
-    String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+/// What is written as a string.
+mod text {
+    use super::{Deserialize as _, Deserializer, FromStr, Serializer, de, fmt};
+
+    pub(super) fn serialize<T: fmt::Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+    where
+        T: FromStr<Err: fmt::Display>,
+        D: Deserializer<'de>,
+    {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
 }
 
-fn maybe_parsed<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
-where
-    T: FromStr<Err: fmt::Display>,
-    D: Deserializer<'de>,
-{
-    parsed(deserializer).map(Some)
-}
+/// The same, or nothing.
+mod maybe_text {
+    use super::{Deserialize as _, Deserializer, FromStr, Serialize as _, Serializer, de, fmt};
 
-fn all_parsed<'de, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
-where
-    T: FromStr<Err: fmt::Display>,
-    D: Deserializer<'de>,
-{
-    let texts = Vec::<String>::deserialize(deserializer)?;
-    texts.iter().map(|text| text.parse().map_err(de::Error::custom)).collect()
+    pub(super) fn serialize<T: fmt::Display, S: Serializer>(
+        value: &Option<T>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        value.as_ref().map(T::to_string).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, T, D>(deserializer: D) -> Result<Option<T>, D::Error>
+    where
+        T: FromStr<Err: fmt::Display>,
+        D: Deserializer<'de>,
+    {
+        let text = Option::<String>::deserialize(deserializer)?;
+        text.map(|text| text.parse().map_err(de::Error::custom)).transpose()
+    }
 }
 
 /// A number, or a string with a unit.
@@ -257,9 +278,10 @@ fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NonZeroU64>
         Bytes(u64),
         Text(String),
     }
-    let bytes = match Rate::deserialize(deserializer)? {
-        Rate::Bytes(bytes) => bytes,
-        Rate::Text(text) => parse_size(&text).map_err(de::Error::custom)?,
+    let bytes = match Option::<Rate>::deserialize(deserializer)? {
+        None => return Ok(None),
+        Some(Rate::Bytes(bytes)) => bytes,
+        Some(Rate::Text(text)) => parse_size(&text).map_err(de::Error::custom)?,
     };
     let rate = NonZeroU64::new(bytes);
     rate.map(Some).ok_or_else(|| de::Error::custom("nothing would ever come; to fetch nothing ahead, set prefetch"))
@@ -288,6 +310,10 @@ mod tests {
         assert_eq!(config.sources.len(), 2);
         assert_eq!(config.mode, Mode::Fuse);
         assert_eq!(config.registry_options().hosts_dir, None);
+        let json = serde_json::to_string(&config).unwrap();
+        assert_eq!(serde_json::from_str::<Config>(&json).unwrap(), config, "{json}");
+        let json = serde_json::to_string(&Config::default()).unwrap();
+        assert_eq!(serde_json::from_str::<Config>(&json).unwrap(), Config::default(), "{json}");
         assert_eq!(Config::parse("background_rate = '1M'").unwrap().background_rate, NonZeroU64::new(1 << 20));
     }
 
