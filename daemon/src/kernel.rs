@@ -1,10 +1,12 @@
 //! The kernel's side of a mount: making and ending it, finding it in the mount table, its read-ahead.
 
-use std::ffi::{CString, OsString};
+pub(crate) mod table;
+
+use std::ffi::CString;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{MountFlags, UnmountFlags};
@@ -92,36 +94,8 @@ pub(crate) fn find(path: &Path) -> Result<Option<Mounted>> {
 }
 
 fn find_in(table: &[u8], path: &Path) -> Option<Mounted> {
-    // The last one is on top.
-    let line = table
-        .split(|&b| b == b'\n')
-        .rev()
-        .find(|line| line.split(|&b| b == b' ').nth(4).is_some_and(|point| unescape(point) == path))?;
-    let fields: Vec<&[u8]> = line.split(|&b| b == b' ').collect();
-    // A variable number of optional fields ends with a hyphen; the type follows.
-    let hyphen = fields.iter().skip(6).position(|f| *f == b"-")? + 6;
-    let is_lazo = fields.get(hyphen + 1) == Some(&TYPE.as_bytes());
-    is_lazo.then(|| Mounted { device: String::from_utf8_lossy(fields[2]).into_owned() })
-}
-
-/// Undoes the mount table's octal escapes (`\040` for a space).
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut path = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, tail)) = rest.split_first() {
-        let digits = tail.get(..3).and_then(|d| std::str::from_utf8(d).ok());
-        match digits.and_then(|d| u8::from_str_radix(d, 8).ok()) {
-            Some(escaped) if byte == b'\\' => {
-                path.push(escaped);
-                rest = &tail[3..];
-            }
-            _ => {
-                path.push(byte);
-                rest = tail;
-            }
-        }
-    }
-    PathBuf::from(OsString::from_vec(path))
+    let line = table::on_top(table, path).filter(|line| line.fs_type == TYPE)?;
+    Some(Mounted { device: line.device })
 }
 
 /// Raises the kernel's read-ahead for a mount. It works without, only slower.
@@ -168,10 +142,5 @@ mod tests {
         assert_eq!(device("/mnt/c"), None, "a tmpfs covers it");
         assert_eq!(device("/sys"), None);
         assert_eq!(device("/mnt"), None);
-    }
-
-    #[test]
-    fn undoes_escapes() {
-        assert_eq!(unescape(b"/a\\040b\\134c\\"), Path::new("/a b\\c\\"));
     }
 }

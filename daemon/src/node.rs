@@ -13,6 +13,7 @@ pub mod config;
 mod harden;
 #[allow(dead_code, reason = "being built")]
 mod link;
+#[allow(dead_code, unused_imports, reason = "being built")]
 mod mounter;
 pub mod protocol;
 pub mod stats;

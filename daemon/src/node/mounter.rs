@@ -1,1 +1,231 @@
 //! Makes and ends mounts, in a process of its own.
+//!
+//! The worker must never touch files of mounts that it serves itself: killed while it waits for itself, it could not be
+//! replaced. So whatever looks at such a file, or might, is an [`Order`] to another process, the mounter, which has the rights to
+//! mount and serves nothing. It holds no FUSE file: one that it kept would keep a dead connection from being noticed.
+//!
+//! ```text
+//! client     the worker's side: starts the process, sends orders, matches replies by their number
+//! process    the process: takes orders, each on a thread of its own, since any may have to wait for the worker
+//! carry_out  one order
+//!   ├ paths    what a path may be, and files that stay what was checked
+//!   ├ context  a filesystem in the making: fsopen, fsconfig, fsmount
+//!   └ probe    whether this kernel mounts EROFS from files, and reads past a device's end as an error
+//! ```
+//!
+//! Only one mounter works for a run directory: a new one waits until the last thread of the one before has ended. As such a
+//! thread may wait for the worker, the new worker must serve the FUSE files that it was given before it waits for an order.
+
+mod carry_out;
+mod client;
+mod context;
+mod idmap;
+mod paths;
+mod probe;
+mod process;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+pub(super) use client::{Mounter, Starting};
+pub(super) use idmap::IdMap;
+pub(super) use process::run_mounter;
+
+/// Type of FUSE mounts in the mount table: `fuse.` and this.
+const SUBTYPE: &str = "lazo";
+
+/// Something to do. All paths are absolute, without `..` and links; those of the daemon's own mounts are below the run directory.
+#[derive(Serialize, Deserialize, Debug, Clone)]
+#[serde(deny_unknown_fields)]
+pub(super) enum Order {
+    /// A new FUSE mount below the run directory; [`Answer::Mounted`] comes with its `/dev/fuse`, from which an INIT can be read.
+    Fuse {
+        /// Where; a directory is made if there is none.
+        path: PathBuf,
+        /// What the mount table shows; cut at 255 bytes.
+        source: String,
+        /// An image's tree: read-only, for all users, whose rights the kernel checks. Otherwise for root alone.
+        tree: bool,
+    },
+    /// Raises the kernel's read-ahead for a FUSE mount, once its INIT was answered (which lowers it).
+    RaiseReadAhead {
+        /// The mount.
+        path: PathBuf,
+        /// To what, in KiB.
+        kib: u32,
+    },
+    /// A new EROFS mount below the run directory: [`Answer::Mounted`]. The kernel opens all files now, and never again.
+    Erofs {
+        /// Where; a directory is made if there is none.
+        path: PathBuf,
+        /// The metadata; also what the mount table shows.
+        bootstrap: PathBuf,
+        /// The device of each blob, in the order of the bootstrap's table.
+        devices: Vec<PathBuf>,
+        /// Read devices past the page cache.
+        directio: bool,
+    },
+    /// Mounts the image that is mounted at `from` at a user's directory too.
+    Clone {
+        /// A mount below the run directory.
+        from: PathBuf,
+        /// A directory.
+        to: PathBuf,
+        /// With what restrictions.
+        how: How,
+    },
+    /// Mounts a writable overlay of the image that is mounted at `lower`.
+    Overlay {
+        /// A mount below the run directory.
+        lower: PathBuf,
+        /// A directory.
+        to: PathBuf,
+        /// Where what is written goes.
+        writable: Writable,
+        /// A directory below the run directory, used while the order is carried out, and made and removed for it.
+        parts: PathBuf,
+        /// With what restrictions.
+        how: How,
+    },
+    /// Removes what an overlay that was never finished has left at its `parts`.
+    Discard {
+        /// The directory.
+        parts: PathBuf,
+    },
+    /// Ends what is mounted on top at a path, if it is lazo's. A directory below the run directory goes too.
+    Unmount {
+        /// The mount.
+        path: PathBuf,
+        /// At once from the tree, and really when its last user has gone; otherwise not while it has users.
+        lazy: bool,
+    },
+    /// Opens a file below the run directory for reading: it comes with [`Answer::Done`].
+    Open {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Whether this kernel can serve images by EROFS: [`Answer::Probed`]. Mounts a small image whose file is longer than its device.
+    Probe {
+        /// A directory on the filesystem where bootstraps lie.
+        dir: PathBuf,
+    },
+    /// The mount table: [`Answer::Mounts`], what lies below the run directory or is mounted at one of these paths.
+    Mounts {
+        /// More paths.
+        paths: Vec<PathBuf>,
+    },
+}
+
+/// Where what is written to an overlay goes.
+#[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub(super) enum Writable {
+    /// To `upper` in this directory; `work` beside it is the kernel's. Both are made if absent, and stay.
+    Directory(PathBuf),
+    /// To memory; gone when the mount ends.
+    Tmpfs {
+        /// At most so many bytes; half of the machine's memory if not given.
+        size: Option<u64>,
+    },
+}
+
+/// Restrictions of a user's mount.
+#[derive(Serialize, Deserialize, Debug, Clone, Default, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub(super) struct How {
+    /// setuid, setgid and file capabilities have no effect.
+    pub(super) nosuid: bool,
+    /// Device files cannot be opened.
+    pub(super) nodev: bool,
+    /// Nothing can be executed.
+    pub(super) noexec: bool,
+    /// Shows files as other users' than the image says.
+    pub(super) map: Option<IdMap>,
+}
+
+/// What came of an order.
+#[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// It is done.
+    Done,
+    /// It is mounted.
+    Mounted {
+        /// `MAJOR:MINOR`, as in the mount table.
+        device: String,
+    },
+    /// The kernel was tried.
+    Probed {
+        /// Why EROFS cannot be used, if so.
+        erofs: Result<(), String>,
+    },
+    /// The mount table, in its order: of those at one path the last is on top.
+    Mounts(Vec<MountEntry>),
+}
+
+/// A line of the mount table.
+#[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+pub(super) struct MountEntry {
+    /// Where.
+    pub(super) path: PathBuf,
+    /// Type: `fuse.lazo`, `erofs`, `overlay`.
+    pub(super) fs_type: String,
+    /// What.
+    pub(super) source: String,
+    /// `MAJOR:MINOR`.
+    pub(super) device: String,
+}
+
+/// An order was not carried out, and left nothing behind.
+#[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub(super) struct Refusal {
+    /// The mount has users.
+    pub(super) busy: bool,
+    /// The system call's error number, if one failed.
+    pub(super) errno: Option<i32>,
+    /// What failed, on what, and why.
+    pub(super) message: String,
+}
+
+impl Refusal {
+    fn new(message: impl Into<String>) -> Self {
+        Self { busy: false, errno: None, message: message.into() }
+    }
+
+    fn ended() -> Self {
+        Self::new("the process that mounts has ended; whether this was done is not known")
+    }
+
+    /// What failed, as "cannot …", of a system call's error.
+    fn io<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {
+        let what = what.into();
+        move |error| {
+            let error = error.into();
+            Self { busy: false, errno: error.raw_os_error(), message: format!("cannot {what}: {error}") }
+        }
+    }
+}
+
+/// The first message: for whom the process works.
+#[derive(Serialize, Deserialize, Debug)]
+struct Hello {
+    run_dir: PathBuf,
+}
+
+/// An order on the link.
+#[derive(Serialize, Deserialize, Debug)]
+struct Request {
+    number: u64,
+    order: Order,
+}
+
+/// The reply on the link, perhaps with a file.
+#[derive(Serialize, Deserialize, Debug)]
+struct Reply {
+    number: u64,
+    result: Result<Answer, Refusal>,
+}
