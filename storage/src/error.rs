@@ -32,6 +32,14 @@ pub enum Error {
         /// What contradicts what.
         reason: String,
     },
+    /// An image's metadata is not at hand any more.
+    #[error("image {image} is not kept in {} any more; mount it again to fetch it", state_dir.display())]
+    NotKept {
+        /// The image.
+        image: String,
+        /// Where it was.
+        state_dir: PathBuf,
+    },
     /// The bootstrap is not readable.
     #[error("bootstrap of {image}")]
     Bootstrap {

@@ -19,7 +19,7 @@ mod download;
 mod keep;
 mod stamp;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lazo_format::media::{ANNOTATION_BLOB, ANNOTATION_BOOTSTRAP, BOOTSTRAP_VERSION, LAZO_BLOB};
@@ -72,6 +72,23 @@ impl LazoImage {
             keep::remember(&images, &source.root().await?, platform, &digest)?;
         }
         Self::assemble(name, kept)
+    }
+
+    /// Opens the image with this manifest as it is kept under `state_dir`: without a source, and for who knows that it was here.
+    ///
+    /// # Errors
+    /// [`Error::NotKept`] when it is not there any more, or is damaged.
+    pub fn kept(name: String, state_dir: &Path, manifest: &Digest) -> Result<Self> {
+        match keep::open(&state_dir.join("images"), manifest) {
+            Some(kept) => Self::assemble(name, kept),
+            None => Err(Error::NotKept { image: name, state_dir: state_dir.to_owned() }),
+        }
+    }
+
+    /// Where its bootstrap is kept, for the kernel.
+    #[must_use]
+    pub fn bootstrap_path(&self, state_dir: &Path) -> PathBuf {
+        state_dir.join("images").join(self.manifest_digest.hex()).join(keep::BOOTSTRAP)
     }
 
     /// The image as the user named it.

@@ -142,7 +142,7 @@ fn inherited() -> io::Result<BTreeMap<String, OwnedFd>> {
     use std::os::fd::FromRawFd as _;
     let listed = sd_notify::listen_fds_with_names()?;
     // SAFETY: systemd gives these numbers to this process alone, as LISTEN_PID says; they are taken over once, at the start.
-    let mut own = |number| unsafe { OwnedFd::from_raw_fd(number) };
+    let own = |number| unsafe { OwnedFd::from_raw_fd(number) };
     let mut files = BTreeMap::new();
     for (number, name) in listed {
         let file = own(number);
@@ -377,7 +377,13 @@ impl Supervisor {
         } else {
             self.restarts += 1;
             let (code, signal) = status.as_ref().map_or((None, None), |s| (s.code(), s.signal()));
-            tracing::error!(pid = worker.pid, code, signal, restarts = self.restarts, "the worker has ended; it is started again");
+            tracing::error!(
+                pid = worker.pid,
+                code,
+                signal,
+                restarts = self.restarts,
+                "the worker has ended; it is started again"
+            );
         }
         let mut pause = Duration::ZERO;
         if !worker.ready {

@@ -1,1 +1,378 @@
-//! Serves images.
+//! Serves images: their bytes to the kernel, and the control API.
+//!
+//! ```text
+//! keeper   the link to the supervisor, which keeps what the next worker needs
+//! state    records of what is served, for the next worker
+//! image    an image: its metadata and where its data comes from
+//! blobs    the FUSE mount of blobs, devices of EROFS mounts
+//! mounts   images and mounts made and ended, by orders to the mounter
+//! restore  what an earlier worker served
+//! ```
+//! No thread of this process looks at a file of a mount that it serves: killed while it waits for itself, it would stay,
+//! and no other worker could take its place.
+
+mod blobs;
+mod image;
+mod keeper;
+mod mounts;
+mod restore;
+mod shim;
+mod state;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use lazo_registry::Options;
+use lazo_storage::SourceSpec;
+use lazo_storage::cache::Cache;
+use lazo_storage::metrics::Metrics;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::{Notify, mpsc};
+
+use crate::endpoint::Endpoint;
+use crate::error::{Error, Result};
+use crate::node::api::{self, Access, Node};
+use crate::node::config::Config;
+use crate::node::mounter::{Mounter, Starting};
+use crate::node::protocol::{
+    ApiError, ErrorKind, Health, ImageInfo, MountInfo, MountRequest, SOCKET, Served, UpgradeInfo,
+};
+use crate::node::supervisor::Begin;
+use blobs::Slots;
+use keeper::{Keeper, Wish};
+use mounts::{Mount, Tables, now};
+use state::State;
+
+/// Threads for tasks: the network, the control API, and replies that waited for data.
+const TASK_THREADS: usize = 2;
+
+/// Threads for what blocks: looking up names of hosts, opening images, searching a path for the log.
+const BLOCKING_THREADS: usize = 8;
+
+/// Names of kept files.
+const BLOBS: &str = "blobs";
+const CONTROL: &str = "control";
+
+/// Of several changes of the mount table, this is how long the first waits for the others, milliseconds.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// How often images are looked at that have ended here and may be in use elsewhere.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// How long a worker that is to stop waits for requests that make or end mounts.
+const FINISH: Duration = Duration::from_secs(8);
+
+/// How long to wait between looks at whether they are done.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// The worker's parts.
+struct Worker {
+    config: Config,
+    sources: Vec<SourceSpec>,
+    registry: Options,
+    metrics: Arc<Metrics>,
+    cache: Arc<Cache>,
+    runtime: Handle,
+    keeper: Keeper,
+    mounter: Mounter,
+    state: State,
+    slots: Arc<Slots>,
+    tables: Mutex<Tables>,
+    /// Why EROFS cannot be used; empty if it can.
+    erofs: OnceLock<std::result::Result<(), String>>,
+    /// Told when it is to end.
+    stopping: OnceLock<()>,
+    changed: Notify,
+    restarts: u64,
+    upgrades: u64,
+    since: u64,
+}
+
+/// The process's main: its link to the supervisor is its standard input.
+pub(super) fn run() -> Result<()> {
+    let link = take_stdin().map_err(Error::io::<io::Error>("find the supervisor"))?;
+    let (keeper, begin, files) = Keeper::begin(link).map_err(Error::io::<io::Error>("hear from the supervisor"))?;
+    let config = &begin.config;
+    for dir in [&config.state_dir, &config.run_dir] {
+        std::fs::create_dir_all(dir).map_err(Error::io::<io::Error>(format!("make {}", dir.display())))?;
+    }
+    // With all rights, and before there are threads, which would keep theirs.
+    let starting = Starting::spawn(&config.run_dir).map_err(Error::io::<io::Error>("start the process that mounts"))?;
+    let runtime = runtime().map_err(Error::io::<io::Error>("start threads"))?;
+    let wishes = keeper.listen().map_err(Error::io::<io::Error>("start a thread"))?;
+    let mounter = starting.connect().map_err(Error::io::<io::Error>("start threads"))?;
+    let worker = Arc::new(Worker::new(keeper, begin, mounter, runtime.handle().clone())?);
+    runtime.block_on(worker.serve(files, wishes))
+}
+
+/// Standard input, which is `/dev/null` from now on.
+fn take_stdin() -> io::Result<OwnedFd> {
+    let link = rustix::stdio::stdin().try_clone_to_owned()?;
+    rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
+    Ok(link)
+}
+
+fn runtime() -> io::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(TASK_THREADS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_name("lazo-task")
+        .enable_all()
+        .build()
+}
+
+impl Worker {
+    fn new(keeper: Keeper, begin: Begin, mounter: Mounter, runtime: Handle) -> Result<Self> {
+        let Begin { config, restarts, upgrades, .. } = begin;
+        let metrics = Arc::new(Metrics::new());
+        let cache = Cache::open(&config.state_dir, config.cache_options(), Arc::clone(&metrics))?;
+        let failed = || Error::io::<io::Error>(format!("keep records in {}", config.run_dir.display()));
+        let state = State::open(&config.run_dir).map_err(failed())?;
+        let sources = config
+            .source_specs()
+            .map_err(|error| Error::io("use a source of the configuration")(io::Error::other(error)))?;
+        Ok(Self {
+            sources,
+            registry: config.registry_options(),
+            metrics,
+            cache,
+            runtime,
+            keeper,
+            mounter,
+            state,
+            slots: Arc::default(),
+            tables: Mutex::default(),
+            erofs: OnceLock::new(),
+            stopping: OnceLock::new(),
+            changed: Notify::new(),
+            restarts,
+            upgrades,
+            since: now(),
+            config,
+        })
+    }
+
+    async fn serve(
+        self: Arc<Self>,
+        mut files: BTreeMap<String, OwnedFd>,
+        mut wishes: mpsc::UnboundedReceiver<Wish>,
+    ) -> Result<()> {
+        // Whoever waits for data waits no longer than this.
+        self.restore(&mut files).await?;
+        let access =
+            Access::new(&self.config).map_err(Error::io::<io::Error>("use the configuration's control_group"))?;
+        let listener = self.listener(files.remove(CONTROL), &access)?;
+        self.runtime.spawn(api::serve(listener, access, Arc::new(Front(Arc::clone(&self)))));
+        let _scraped = self.offer_metrics();
+        self.watch_mounts();
+        self.keeper.ready();
+        loop {
+            tokio::select! {
+                () = self.mounter.ended() => {
+                    return Err(Error::io("go on without the process that mounts")(io::Error::other("it has ended")));
+                }
+                wish = wishes.recv() => match wish.unwrap_or(Wish::Orphaned) {
+                    Wish::Stop => {
+                        self.finish().await;
+                        return Ok(());
+                    }
+                    Wish::End => {
+                        if self.end_all().await {
+                            return Ok(());
+                        }
+                    }
+                    Wish::Orphaned => {
+                        // Serving on is better for whoever reads than ending.
+                        tracing::error!("the supervisor has gone; mounts are served on, but not after this process");
+                        std::future::pending::<()>().await;
+                    }
+                },
+            }
+        }
+    }
+
+    /// The control socket: the one that was kept, so that nobody is turned away meanwhile, or a new one.
+    fn listener(&self, kept: Option<OwnedFd>, access: &Access) -> Result<UnixListener> {
+        let path = self.config.run_dir.join(SOCKET);
+        if let Some(kept) = kept.filter(|_| path.exists()) {
+            return Ok(kept.into());
+        }
+        let failed = || Error::io::<io::Error>(format!("listen at {}", path.display()));
+        let listener = api::listen(&path, access).map_err(failed())?;
+        self.keeper.keep(CONTROL, listener.as_fd()).map_err(failed())?;
+        Ok(listener)
+    }
+
+    fn offer_metrics(&self) -> Option<Endpoint> {
+        let address = self.config.metrics.as_ref()?;
+        match Endpoint::start(address, Arc::clone(&self.metrics), &self.runtime) {
+            Ok(endpoint) => Some(endpoint),
+            Err(error) => {
+                tracing::error!(%address, %error, "cannot offer metrics there; the control socket has them");
+                None
+            }
+        }
+    }
+
+    fn no_erofs(&self) -> Option<String> {
+        self.erofs.get().and_then(|erofs| erofs.clone().err())
+    }
+
+    fn check_running(&self) -> std::result::Result<(), ApiError> {
+        match self.stopping.get() {
+            None => Ok(()),
+            Some(()) => Err(ApiError::new(ErrorKind::Unavailable, "the daemon is ending or being replaced; try again")),
+        }
+    }
+
+    /// Lets requests come to their end.
+    async fn finish(&self) {
+        let _ = self.stopping.set(());
+        let begin = tokio::time::Instant::now();
+        let busy = || self.tables().mounts.values().any(|mount| !matches!(mount, Mount::Live(_)));
+        while busy() && begin.elapsed() < FINISH {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Ends all mounts. False if some are in use.
+    async fn end_all(self: &Arc<Self>) -> bool {
+        let _ = self.stopping.set(());
+        let places: Vec<PathBuf> = self.tables().mounts.keys().cloned().collect();
+        for place in places {
+            if let Err(error) = self.end_mount(place, false).await {
+                tracing::warn!(error = error.error, "a mount stays");
+            }
+        }
+        let left = self.tables().mounts.len();
+        if left > 0 {
+            self.keeper.busy(left);
+            return false;
+        }
+        if self.no_erofs().is_none() {
+            self.end_blobs().await;
+        }
+        true
+    }
+
+    /// Notices what is unmounted without us.
+    fn watch_mounts(self: &Arc<Self>) {
+        let worker = Arc::clone(self);
+        let watch = move || {
+            // Poll reports a change of the mount table as an exceptional condition, once for each opened file.
+            let table = match std::fs::File::open("/proc/self/mountinfo") {
+                Ok(table) => table,
+                Err(error) => return tracing::warn!(%error, "cannot watch the mount table"),
+            };
+            let hour = Timespec { tv_sec: 3600, tv_nsec: 0 };
+            loop {
+                let mut changes = [PollFd::new(&table, PollFlags::PRI)];
+                if poll(&mut changes, Some(&hour)).is_ok_and(|count| count > 0) {
+                    worker.changed.notify_one();
+                }
+                std::thread::sleep(SETTLE);
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("lazo-mounts".into()).spawn(watch) {
+            tracing::warn!(%error, "cannot watch the mount table");
+        }
+        let worker = Arc::clone(self);
+        self.runtime.spawn(async move {
+            loop {
+                tokio::select! {
+                    () = worker.changed.notified() => worker.compare_with_kernel().await,
+                    () = tokio::time::sleep(LINGER) => {}
+                }
+                worker.look_after_lingering();
+            }
+        });
+    }
+
+    /// Forgets mounts that have gone from the kernel.
+    async fn compare_with_kernel(self: &Arc<Self>) {
+        let live: Vec<_> = {
+            let tables = self.tables();
+            tables
+                .mounts
+                .values()
+                .filter_map(|m| if let Mount::Live(record) = m { Some(record.clone()) } else { None })
+                .collect()
+        };
+        let Ok(mounted) = restore::mounted_paths() else { return };
+        for record in live.into_iter().filter(|record| !mounted.contains(&record.mount_point)) {
+            // Unless somebody ends it in due form just now.
+            let still = self
+                .tables()
+                .mounts
+                .get(&record.mount_point)
+                .is_some_and(|m| matches!(m, Mount::Live(r) if *r == record));
+            if still {
+                self.forget_mount(&record).await;
+            }
+        }
+    }
+}
+
+/// What the control API sees of the worker.
+struct Front(Arc<Worker>);
+
+impl Node for Front {
+    async fn mount(&self, request: MountRequest) -> std::result::Result<MountInfo, ApiError> {
+        self.0.check_running()?;
+        self.0.make_mount(request, None).await
+    }
+
+    async fn umount(&self, mount_point: PathBuf, lazy: bool) -> std::result::Result<(), ApiError> {
+        self.0.check_running()?;
+        self.0.end_mount(mount_point, lazy).await
+    }
+
+    fn mounts(&self) -> Vec<MountInfo> {
+        self.0.list_mounts()
+    }
+
+    fn images(&self) -> Vec<ImageInfo> {
+        self.0.list_images()
+    }
+
+    fn health(&self) -> Health {
+        let images = self.0.list_images();
+        let failed =
+            images.iter().filter_map(|image| Some(format!("image {}: {}", image.image, image.failed.as_ref()?)));
+        let problems: Vec<String> = failed.collect();
+        let no_erofs = self.0.no_erofs();
+        Health {
+            ok: problems.is_empty(),
+            problems,
+            mode: if no_erofs.is_none() { Served::Erofs } else { Served::Fuse },
+            no_erofs,
+            worker_pid: std::process::id(),
+            supervisor_pid: rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get().cast_unsigned()),
+            since: self.0.since,
+            worker_since: self.0.since,
+            restarts: self.0.restarts,
+            upgrades: self.0.upgrades,
+        }
+    }
+
+    fn state_dir(&self) -> &Path {
+        &self.0.config.state_dir
+    }
+
+    fn metrics(&self) -> &Arc<Metrics> {
+        &self.0.metrics
+    }
+
+    async fn upgrade(&self, binary: Option<PathBuf>) -> std::result::Result<UpgradeInfo, ApiError> {
+        self.0.check_running()?;
+        let answer = self.0.keeper.upgrade(binary).await;
+        let version = answer.map_err(|error| ApiError::new(ErrorKind::Invalid, format!("cannot upgrade: {error}")))?;
+        Ok(UpgradeInfo { version, worker_pid: std::process::id(), pause_ms: 0 })
+    }
+}

@@ -15,11 +15,14 @@ const REMEMBERED: NonZeroUsize = NonZeroUsize::new(64).unwrap();
 /// How long a line waits for its path. Searching the largest tree takes about a second; a few lines may want that at a time.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// By target and offset; nothing for one that was searched for in vain.
+type Found = LruCache<(Target, u64), Option<String>>;
+
 /// Finds paths by searching the tree, one at a time, so that this takes one of the runtime's few blocking threads at most.
 #[derive(Debug)]
 pub(super) struct Paths {
     fs: Arc<FileSystem>,
-    found: Arc<Mutex<LruCache<(Target, u64), Option<String>>>>,
+    found: Arc<Mutex<Found>>,
 }
 
 impl Paths {

@@ -1,0 +1,175 @@
+//! One image in the kernel: opened, and served until its last user has gone.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lazo_format::{BlobIndex, Digest};
+use lazo_registry::{ImageRef, Options, Platform, Source};
+use lazo_storage::{BlobSource, LazoImage, Parts, Policy, RateLimiter, Reader, SourceSpec, Upstream};
+
+use super::Worker;
+use super::state::{DataOptions, ImageRecord};
+use crate::fs::FileSystem;
+use crate::node::config::NO_HOSTS_DIR;
+use crate::node::protocol::{ApiError, ErrorKind, MountRequest, Served};
+
+/// An image whose metadata is at hand, and where its data comes from.
+pub(super) struct Opened {
+    pub(super) image: LazoImage,
+    pub(super) sources: Vec<Arc<dyn BlobSource>>,
+}
+
+/// What is wanted of an image, from a request or a record.
+pub(super) struct Wanted {
+    /// For messages.
+    pub(super) name: String,
+    pub(super) image: ImageRef,
+    pub(super) platform: Platform,
+    pub(super) data: DataOptions,
+    /// The manifest that it must be, whatever the name stands for now.
+    pub(super) pinned: Option<Digest>,
+}
+
+impl Wanted {
+    pub(super) fn of_request(request: &MountRequest) -> Result<Self, ApiError> {
+        let platform = request.platform.as_deref().map_or_else(|| Ok(Platform::host()), |p| parse("platform", p))?;
+        let data = DataOptions {
+            sources: request.sources.clone(),
+            outage_limit: request.outage_limit,
+            prefetch: request.prefetch,
+            registry: request.registry.clone(),
+        };
+        Self::new(&request.image, platform, data, None)
+    }
+
+    pub(super) fn of_record(record: &ImageRecord) -> Result<Self, ApiError> {
+        let pinned = Some(parse("manifest", &record.manifest)?);
+        Self::new(&record.image, parse("platform", &record.platform)?, record.data.clone(), pinned)
+    }
+
+    fn new(name: &str, platform: Platform, data: DataOptions, pinned: Option<Digest>) -> Result<Self, ApiError> {
+        let image: ImageRef = parse("image", name)?;
+        if let ImageRef::OciLayout { path, .. }
+        | ImageRef::OciArchive { path, .. }
+        | ImageRef::DockerArchive { path, .. } = &image
+            && !path.is_absolute()
+        {
+            return Err(ApiError::new(ErrorKind::Invalid, format!("image {name}: its path is not absolute")));
+        }
+        Ok(Self { name: name.to_owned(), image, platform, data, pinned })
+    }
+
+    /// Where the data comes from, whatever the tag. Equal ones can share what is served.
+    pub(super) fn origin(&self) -> String {
+        let place = match &self.image {
+            ImageRef::Docker(reference) => format!("{}/{}", reference.host, reference.repository),
+            other => other.to_string(),
+        };
+        format!("{place} {:?}", self.data)
+    }
+}
+
+fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(what: &str, text: &str) -> Result<T, ApiError> {
+    text.parse().map_err(|error| ApiError::new(ErrorKind::Invalid, format!("{what} {text:?}: {error}")))
+}
+
+impl Worker {
+    fn registry_options(&self, data: &DataOptions) -> Options {
+        let wanted = &data.registry;
+        let mut options = self.registry.clone();
+        options.plain_http |= wanted.plain_http;
+        options.extra_ca.extend(wanted.ca.iter().cloned());
+        if wanted.authfile.is_some() {
+            options.auth_file.clone_from(&wanted.authfile);
+        }
+        if wanted.token_file.is_some() {
+            options.token_file.clone_from(&wanted.token_file);
+        }
+        if let Some(dir) = &wanted.hosts_dir {
+            options.hosts_dir = Some(dir.clone()).filter(|dir| dir != Path::new(NO_HOSTS_DIR));
+        }
+        options
+    }
+
+    /// Brings an image's metadata, and its sources.
+    pub(super) async fn open(&self, wanted: &Wanted) -> Result<Opened, ApiError> {
+        let failed = |error: &dyn std::error::Error| ApiError::of(ErrorKind::Image, error);
+        let options = self.registry_options(&wanted.data);
+        let mut sources = Vec::new();
+        for text in &wanted.data.sources {
+            let spec: SourceSpec = parse("source", text)?;
+            sources.push(spec.open(&options).map_err(|error| failed(&error))?);
+        }
+        for spec in &self.sources {
+            sources.push(spec.open(&options).map_err(|error| failed(&error))?);
+        }
+        let source = Source::open(&wanted.image, &options).await;
+        let image = match &wanted.pinned {
+            None => {
+                let source = source.as_ref().map_err(|error| failed(error))?;
+                LazoImage::open(source, &self.config.state_dir, &wanted.platform).await
+            }
+            Some(digest) => LazoImage::kept(wanted.name.clone(), &self.config.state_dir, digest),
+        };
+        let image = image.map_err(|error| failed(&error))?;
+        let own = source
+            .map_err(|error| failed(&error))
+            .and_then(|source| lazo_storage::of_image(&source).map_err(|error| failed(&error)));
+        match own {
+            Ok(own) => sources.extend(own),
+            // What is in the cache, or comes from elsewhere, is served all the same.
+            Err(error) if wanted.pinned.is_some() => {
+                tracing::warn!(image = wanted.name, error = error.error, "the image's own source cannot be used");
+            }
+            Err(error) => return Err(error),
+        }
+        if sources.is_empty() && wanted.pinned.is_none() {
+            let error = crate::Error::NoSource { image: wanted.name.clone() };
+            return Err(failed(&error));
+        }
+        Ok(Opened { image, sources })
+    }
+
+    /// The tree and data of an image.
+    pub(super) fn file_system(&self, opened: Opened, data: &DataOptions) -> Arc<FileSystem> {
+        let mut policy = Policy { outage_limit: Duration::from_secs(self.config.outage_limit), ..Policy::default() };
+        if let Some(limit) = data.outage_limit {
+            policy.outage_limit = Duration::from_secs(limit);
+        }
+        let parts = Parts {
+            index: Arc::clone(opened.image.index()),
+            upstream: Upstream::new(opened.sources, policy, Arc::clone(&self.metrics)),
+            cache: Arc::clone(&self.cache),
+            rate: RateLimiter::new(self.config.background_rate, self.config.background_requests),
+            metrics: Arc::clone(&self.metrics),
+            runtime: self.runtime.clone(),
+        };
+        Arc::new(FileSystem::new(opened.image, Arc::new(Reader::new(parts))))
+    }
+
+    pub(super) fn start_prefetch(&self, fs: &FileSystem, data: &DataOptions) {
+        fs.reader().start_prefetch(data.prefetch.unwrap_or(self.config.prefetch).into());
+    }
+}
+
+/// An image in the kernel.
+pub(super) struct Image {
+    pub(super) record: ImageRecord,
+    /// What makes requests share it.
+    pub(super) key: String,
+    /// None if it could not be restored.
+    pub(super) fs: Result<Arc<FileSystem>, String>,
+    /// Blobs that the kernel reads from the cache itself; no other process removes them meanwhile.
+    pub(super) plain: Vec<(BlobIndex, super::shim::PlainBlob)>,
+    /// Mounts that show it.
+    pub(super) mounts: u64,
+    /// `MAJOR:MINOR` of its mount.
+    pub(super) device: String,
+}
+
+impl Image {
+    pub(super) fn key(manifest: &str, mode: Served, origin: &str) -> String {
+        format!("{manifest} {mode} {origin}")
+    }
+}

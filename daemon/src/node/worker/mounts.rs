@@ -1,0 +1,500 @@
+//! Mounts and the images that they show: made, listed, ended.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::shim::{PlainBlob, Shim as _};
+use lazo_format::BlobIndex;
+
+use super::image::{Image, Opened, Wanted};
+use super::state::{DataOptions, ImageRecord, MountRecord};
+use super::{Worker, blobs};
+use crate::fs::FileSystem;
+use crate::fuse::{Answerer, Fuse};
+use crate::node::mounter::{Answer, How, Order, Refusal};
+use crate::node::protocol::{ApiError, ErrorKind, ImageInfo, Mode, MountInfo, MountRequest, Served};
+use crate::session;
+
+/// Kernel read-ahead of a FUSE mount, in KiB, beyond the 128 that FUSE alone allows.
+pub(super) const READ_AHEAD_KIB: u32 = 1024;
+
+/// Threads that take requests for one FUSE tree. A node may have hundreds of trees, and misses do not occupy a thread.
+pub(super) const TREE_THREADS: usize = 2;
+
+/// What is in the kernel.
+#[derive(Default)]
+pub(super) struct Tables {
+    pub(super) images: BTreeMap<u32, Image>,
+    /// Images that have ended here, and that somebody else still uses: by a copy of a mount in another mount namespace.
+    pub(super) lingering: BTreeMap<u32, Image>,
+    /// By where they are.
+    pub(super) mounts: BTreeMap<PathBuf, Mount>,
+    /// Held while an image is made or ended.
+    making: HashMap<String, Arc<tokio::sync::Mutex<()>>>,
+}
+
+/// A mount, or a place for one.
+pub(super) enum Mount {
+    Making,
+    Live(MountRecord),
+    Ending(MountRecord),
+}
+
+impl Mount {
+    pub(super) fn record(&self) -> Option<&MountRecord> {
+        match self {
+            Self::Making => None,
+            Self::Live(record) | Self::Ending(record) => Some(record),
+        }
+    }
+}
+
+impl Worker {
+    pub(super) fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a mount. Goes on to its end once it has begun, whoever waits for it.
+    pub(super) async fn make_mount(
+        self: &Arc<Self>,
+        request: MountRequest,
+        pinned: Option<Wanted>,
+    ) -> Result<MountInfo, ApiError> {
+        check_path(&request.mount_point)?;
+        let place = request.mount_point.clone();
+        {
+            let mut tables = self.tables();
+            if tables.mounts.contains_key(&place) {
+                let text = format!("cannot mount at {}: a lazo image is mounted there already", place.display());
+                return Err(ApiError::new(ErrorKind::Exists, text));
+            }
+            tables.mounts.insert(place.clone(), Mount::Making);
+        }
+        let worker = Arc::clone(self);
+        let task = self.runtime.spawn(async move {
+            let made = worker.make_reserved(&request, pinned).await;
+            let mut tables = worker.tables();
+            match &made {
+                Ok(record) => tables.mounts.insert(place, Mount::Live(record.clone())),
+                Err(_) => tables.mounts.remove(&place),
+            };
+            worker.count(&tables);
+            made.map(|record| mount_info(&record, tables.images.get(&record.slot)))
+        });
+        task.await.unwrap_or_else(|error| Err(ApiError::of(ErrorKind::Internal, &error)))
+    }
+
+    async fn make_reserved(
+        self: &Arc<Self>,
+        request: &MountRequest,
+        pinned: Option<Wanted>,
+    ) -> Result<MountRecord, ApiError> {
+        let mode = self.choose(request.mode)?;
+        let wanted = pinned.map_or_else(|| Wanted::of_request(request), Ok)?;
+        let opened = self.open(&wanted).await?;
+        let slot = self.take_image(wanted, mode, opened).await?;
+        let made = self.show(request, slot).await;
+        if made.is_err() {
+            self.leave_image(slot).await;
+        }
+        made
+    }
+
+    /// Shows an image at a mount point.
+    async fn show(&self, request: &MountRequest, slot: u32) -> Result<MountRecord, ApiError> {
+        let failed =
+            |error: std::io::Error| ApiError::new(ErrorKind::Internal, format!("cannot write a record: {error}"));
+        let record = MountRecord {
+            id: self.state.number().map_err(failed)?,
+            slot,
+            mount_point: request.mount_point.clone(),
+            image: request.image.clone(),
+            writable: request.writable.clone(),
+            map: request.map.clone(),
+            nosuid: request.nosuid,
+            nodev: request.nodev,
+            noexec: request.noexec,
+            since: now(),
+        };
+        self.state.save(&record).map_err(failed)?;
+        let how = How { nosuid: record.nosuid, nodev: record.nodev, noexec: record.noexec, map: None };
+        let from = self.image_path(slot);
+        let order = Order::Clone { from, to: record.mount_point.clone(), how };
+        if let Err(refusal) = self.mounter.order(order).await {
+            self.state.remove::<MountRecord>(record.id);
+            return Err(refused(&refusal));
+        }
+        tracing::info!(image = record.image, slot, mount_point = %record.mount_point.display(), "mounted");
+        Ok(record)
+    }
+
+    /// An image in the kernel, made if there is none like it, with one more mount.
+    async fn take_image(self: &Arc<Self>, wanted: Wanted, mode: Served, opened: Opened) -> Result<u32, ApiError> {
+        let manifest = opened.image.manifest_digest().to_string();
+        let key = Image::key(&manifest, mode, &wanted.origin());
+        let lock = Arc::clone(self.tables().making.entry(key.clone()).or_default());
+        let held = lock.lock().await;
+        let result = match self.join_image(&key) {
+            Some(slot) => Ok(slot),
+            None => self.make_image(wanted, manifest, mode, opened, key.clone()).await,
+        };
+        drop(held);
+        self.forget_lock(&key, &lock);
+        result
+    }
+
+    fn join_image(&self, key: &str) -> Option<u32> {
+        let mut tables = self.tables();
+        let (slot, image) = tables.images.iter_mut().find(|(_, image)| image.key == key && image.fs.is_ok())?;
+        image.mounts += 1;
+        Some(*slot)
+    }
+
+    fn forget_lock(&self, key: &str, lock: &Arc<tokio::sync::Mutex<()>>) {
+        let mut tables = self.tables();
+        // The table's and the caller's: nobody else has it, and nobody can get it while the tables are locked.
+        if Arc::strong_count(lock) == 2 {
+            tables.making.remove(key);
+        }
+    }
+
+    async fn make_image(
+        self: &Arc<Self>,
+        wanted: Wanted,
+        manifest: String,
+        mode: Served,
+        opened: Opened,
+        key: String,
+    ) -> Result<u32, ApiError> {
+        let failed =
+            |error: std::io::Error| ApiError::new(ErrorKind::Internal, format!("cannot write a record: {error}"));
+        let slot = self.state.number().map_err(failed)?;
+        let record = ImageRecord {
+            slot,
+            image: wanted.name,
+            manifest,
+            platform: wanted.platform.to_string(),
+            mode,
+            data: wanted.data,
+        };
+        self.state.save(&record).map_err(failed)?;
+        let fs = self.file_system(opened, &record.data);
+        let made = match mode {
+            Served::Erofs => self.mount_erofs(slot, &fs).await,
+            Served::Fuse => self.mount_tree(slot, &record.image, &fs).await.map(|device| (device, Vec::new())),
+        };
+        let (device, plain) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                self.slots.remove(slot);
+                self.state.remove::<ImageRecord>(slot);
+                return Err(error);
+            }
+        };
+        self.start_prefetch(&fs, &record.data);
+        fs.reader().start_sealing();
+        tracing::info!(image = record.image, manifest = record.manifest, slot, %mode, plain = plain.len(), "an image is served");
+        let image = Image { record, key, fs: Ok(fs), plain, mounts: 1, device };
+        self.tables().images.insert(slot, image);
+        Ok(slot)
+    }
+
+    async fn mount_erofs(
+        &self,
+        slot: u32,
+        fs: &Arc<FileSystem>,
+    ) -> Result<(String, Vec<(BlobIndex, PlainBlob)>), ApiError> {
+        let answerer = Answerer::new(Arc::clone(fs), Arc::clone(&self.metrics), self.runtime.clone());
+        self.slots.serve(slot, Arc::clone(fs), answerer);
+        let (mut plain, mut devices) = (Vec::new(), Vec::new());
+        for blob in fs.image().index().blob_numbers() {
+            match fs.reader().sealed(blob) {
+                Some(sealed) => {
+                    devices.push(sealed.path().to_owned());
+                    plain.push((blob, sealed));
+                }
+                None => devices.push(self.blobs_path().join(blobs::file_name(slot, blob))),
+            }
+        }
+        let bootstrap = fs.image().bootstrap_path(&self.config.state_dir);
+        let order = Order::Erofs { path: self.image_path(slot), bootstrap, devices, directio: self.config.directio };
+        match self.mounter.order(order).await {
+            Ok((Answer::Mounted { device }, _)) => Ok((device, plain)),
+            Ok(_) => Err(strange()),
+            Err(refusal) => Err(refused(&refusal)),
+        }
+    }
+
+    async fn mount_tree(self: &Arc<Self>, slot: u32, name: &str, fs: &Arc<FileSystem>) -> Result<String, ApiError> {
+        let path = self.image_path(slot);
+        let order = Order::Fuse { path: path.clone(), source: format!("lazo#{name}"), tree: true };
+        let (device, file) = match self.mounter.order(order).await {
+            Ok((Answer::Mounted { device }, Some(file))) => (device, file),
+            Ok(_) => return Err(strange()),
+            Err(refusal) => return Err(refused(&refusal)),
+        };
+        let kept = file.try_clone().map_err(|error| ApiError::of(ErrorKind::Internal, &error))?;
+        let fuse = Fuse::new(Arc::clone(fs), Arc::clone(&self.metrics), self.runtime.clone());
+        let begun = tokio::task::spawn_blocking(move || session::begin(fuse, file, TREE_THREADS));
+        let begun = begun.await.map_err(std::io::Error::other).and_then(|begun| begun);
+        let ended = begun.and_then(session::start).and_then(|ended| {
+            // Not before the kernel has had its answer to INIT: a worker that takes it over gives none.
+            self.keeper.keep(&tree_name(slot), std::os::fd::AsFd::as_fd(&kept))?;
+            Ok(ended)
+        });
+        match ended {
+            Ok(ended) => self.watch_tree(slot, ended),
+            Err(error) => {
+                drop(kept);
+                let _ = self.mounter.order(Order::Unmount { path, lazy: true }).await;
+                return Err(ApiError::new(
+                    ErrorKind::Internal,
+                    format!("cannot begin the session with the kernel: {error}"),
+                ));
+            }
+        }
+        if let Err(refusal) = self.mounter.order(Order::RaiseReadAhead { path, kib: READ_AHEAD_KIB }).await {
+            tracing::warn!(%refusal, "reads in order will be slower");
+        }
+        Ok(device)
+    }
+
+    /// When the kernel has done with a tree, so have we.
+    pub(super) fn watch_tree(self: &Arc<Self>, slot: u32, ended: tokio::sync::oneshot::Receiver<std::io::Result<()>>) {
+        let worker = Arc::clone(self);
+        self.runtime.spawn(async move {
+            match ended.await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(slot, %error, "a session with the kernel broke"),
+                Err(_) => tracing::error!(slot, "a thread of a session panicked"),
+            }
+            worker.keeper.release(&tree_name(slot));
+            worker.finish_image(slot);
+        });
+    }
+
+    /// One mount of an image less. The last one ends it.
+    pub(super) async fn leave_image(&self, slot: u32) {
+        let (key, lock) = {
+            let mut tables = self.tables();
+            let Some(image) = tables.images.get_mut(&slot) else { return };
+            image.mounts = image.mounts.saturating_sub(1);
+            let key = image.key.clone();
+            let lock = Arc::clone(tables.making.entry(key.clone()).or_default());
+            (key, lock)
+        };
+        let held = lock.lock().await;
+        let ends = {
+            let mut tables = self.tables();
+            let idle = tables.images.get(&slot).is_some_and(|image| image.mounts == 0);
+            if idle && let Some(image) = tables.images.remove(&slot) {
+                tables.lingering.insert(slot, image);
+            }
+            idle
+        };
+        if ends {
+            // Whoever has a copy of the mount elsewhere keeps it.
+            if let Err(refusal) = self.mounter.order(Order::Unmount { path: self.image_path(slot), lazy: true }).await {
+                tracing::warn!(slot, %refusal, "an image's own mount");
+            }
+            self.look_after_lingering();
+        }
+        drop(held);
+        self.forget_lock(&key, &lock);
+    }
+
+    /// Ends what lingered and is not used any more.
+    pub(super) fn look_after_lingering(&self) {
+        let gone: Vec<u32> = {
+            let tables = self.tables();
+            let erofs = tables.lingering.values().filter(|image| image.record.mode == Served::Erofs);
+            erofs.filter(|image| !is_in_use(&image.device)).map(|image| image.record.slot).collect()
+        };
+        for slot in gone {
+            self.finish_image(slot);
+        }
+    }
+
+    fn finish_image(&self, slot: u32) {
+        let image = {
+            let mut tables = self.tables();
+            let image = tables.lingering.remove(&slot).or_else(|| tables.images.remove(&slot));
+            self.count(&tables);
+            image
+        };
+        self.slots.remove(slot);
+        if let Some(image) = image {
+            self.state.remove::<ImageRecord>(slot);
+            tracing::info!(image = image.record.image, slot, "an image is not served any more");
+        }
+    }
+
+    /// Ends a mount.
+    pub(super) async fn end_mount(self: &Arc<Self>, place: PathBuf, lazy: bool) -> Result<(), ApiError> {
+        let record = {
+            let mut tables = self.tables();
+            let not_found = || ApiError::new(ErrorKind::NotFound, format!("{} is not a lazo mount", place.display()));
+            let mount = tables.mounts.get_mut(&place).ok_or_else(not_found)?;
+            let Mount::Live(record) = mount else {
+                let text = format!("the mount at {} is being made or ended", place.display());
+                return Err(ApiError::new(ErrorKind::Unavailable, text));
+            };
+            let record = record.clone();
+            *mount = Mount::Ending(record.clone());
+            record
+        };
+        let worker = Arc::clone(self);
+        let task = self.runtime.spawn(async move {
+            let order = Order::Unmount { path: place.clone(), lazy };
+            match worker.mounter.order(order).await {
+                Ok(_) => {}
+                // Somebody else has unmounted it.
+                Err(refusal) if refusal.errno == Some(rustix::io::Errno::INVAL.raw_os_error()) => {}
+                Err(refusal) => {
+                    worker.tables().mounts.insert(place, Mount::Live(record));
+                    return Err(refused(&refusal));
+                }
+            }
+            worker.forget_mount(&record).await;
+            Ok(())
+        });
+        task.await.unwrap_or_else(|error| Err(ApiError::of(ErrorKind::Internal, &error)))
+    }
+
+    /// After a mount has gone from the kernel.
+    pub(super) async fn forget_mount(&self, record: &MountRecord) {
+        self.state.remove::<MountRecord>(record.id);
+        {
+            let mut tables = self.tables();
+            tables.mounts.remove(&record.mount_point);
+            self.count(&tables);
+        }
+        tracing::info!(image = record.image, mount_point = %record.mount_point.display(), "unmounted");
+        self.leave_image(record.slot).await;
+    }
+
+    fn choose(&self, mode: Mode) -> Result<Served, ApiError> {
+        let mode = if mode == Mode::Auto { self.config.mode } else { mode };
+        match (mode, self.no_erofs()) {
+            (Mode::Fuse, _) | (Mode::Auto, Some(_)) => Ok(Served::Fuse),
+            (Mode::Auto | Mode::Erofs, None) => Ok(Served::Erofs),
+            (Mode::Erofs, Some(reason)) => {
+                let text = format!("this machine cannot serve images by EROFS: {reason}; --mode fuse can");
+                Err(ApiError::new(ErrorKind::Unsupported, text))
+            }
+        }
+    }
+
+    /// Gauges.
+    pub(super) fn count(&self, tables: &Tables) {
+        let live = tables.mounts.values().filter(|mount| mount.record().is_some()).count();
+        self.metrics.mounts.set(i64::try_from(live).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn image_path(&self, slot: u32) -> PathBuf {
+        self.config.run_dir.join("images").join(slot.to_string())
+    }
+
+    pub(super) fn blobs_path(&self) -> PathBuf {
+        self.config.run_dir.join("blobs")
+    }
+
+    pub(super) fn list_mounts(&self) -> Vec<MountInfo> {
+        let tables = self.tables();
+        let records = tables.mounts.values().filter_map(Mount::record);
+        records.map(|record| mount_info(record, tables.images.get(&record.slot))).collect()
+    }
+
+    pub(super) fn list_images(&self) -> Vec<ImageInfo> {
+        let tables = self.tables();
+        tables.images.values().chain(tables.lingering.values()).map(image_info).collect()
+    }
+}
+
+/// Name of a tree's FUSE file among the kept ones.
+pub(super) fn tree_name(slot: u32) -> String {
+    format!("tree-{slot}")
+}
+
+/// Whether the kernel still has an EROFS filesystem.
+fn is_in_use(device: &str) -> bool {
+    let _ = device;
+    false
+}
+
+pub(super) fn refused(refusal: &Refusal) -> ApiError {
+    ApiError::new(if refusal.busy { ErrorKind::Busy } else { ErrorKind::Internal }, refusal.message.clone())
+}
+
+fn strange() -> ApiError {
+    ApiError::new(ErrorKind::Internal, "the process that mounts gave an answer to another question")
+}
+
+fn check_path(path: &Path) -> Result<(), ApiError> {
+    let plain = path.is_absolute()
+        && path
+            .components()
+            .all(|part| matches!(part, std::path::Component::RootDir | std::path::Component::Normal(_)));
+    if plain {
+        Ok(())
+    } else {
+        Err(ApiError::new(ErrorKind::Invalid, format!("{} is not an absolute path", path.display())))
+    }
+}
+
+fn mount_info(record: &MountRecord, image: Option<&Image>) -> MountInfo {
+    MountInfo {
+        id: record.id.to_string(),
+        mount_point: record.mount_point.clone(),
+        image: record.image.clone(),
+        manifest: image.map(|image| image.record.manifest.clone()).unwrap_or_default(),
+        mode: image.map_or(Served::Erofs, |image| image.record.mode),
+        slot: u64::from(record.slot),
+        writable: record.writable.clone(),
+        map: record.map.clone(),
+        since: record.since,
+    }
+}
+
+fn image_info(image: &Image) -> ImageInfo {
+    let blobs = image.fs.as_ref().map_or(0, |fs| fs.image().index().blob_count());
+    ImageInfo {
+        slot: u64::from(image.record.slot),
+        image: image.record.image.clone(),
+        manifest: image.record.manifest.clone(),
+        mode: image.record.mode,
+        mounts: image.mounts,
+        blobs: blobs as u64,
+        plain_blobs: image.plain.len() as u64,
+        failed: image.fs.as_ref().err().cloned(),
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+/// What a record of a mount was requested as.
+pub(super) fn request_of(record: &MountRecord, mode: Served, data: &DataOptions) -> MountRequest {
+    MountRequest {
+        platform: None,
+        mode: match mode {
+            Served::Erofs => Mode::Erofs,
+            Served::Fuse => Mode::Fuse,
+        },
+        prefetch: data.prefetch,
+        writable: record.writable.clone(),
+        map: record.map.clone(),
+        nosuid: record.nosuid,
+        nodev: record.nodev,
+        noexec: record.noexec,
+        sources: data.sources.clone(),
+        outage_limit: data.outage_limit,
+        registry: data.registry.clone(),
+        ..MountRequest::new(record.image.clone(), record.mount_point.clone())
+    }
+}

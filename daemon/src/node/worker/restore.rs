@@ -1,0 +1,295 @@
+//! What an earlier worker served is served again.
+//!
+//! Sessions come first: the kernel's requests wait in them, and the mounter, whose last order may wait for one, too. Images are
+//! opened from what is kept on disk, without the network. If the FUSE files are lost (the supervisor was killed), the mounts
+//! are dead: they are taken from the tree and made anew, as their records say.
+
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use super::blobs::{ABOUT_NAME, Blobs};
+use super::image::{Image, Wanted};
+use super::mounts::{Mount, READ_AHEAD_KIB, TREE_THREADS, refused, request_of, tree_name};
+use super::shim::Shim as _;
+use super::state::{ImageRecord, MountRecord};
+use super::{BLOBS, Worker};
+use crate::error::{Error, Result};
+use crate::fuse::{Answerer, Fuse};
+use crate::kernel::table;
+use crate::node::mounter::{Answer, Order};
+use crate::node::protocol::Served;
+use crate::session;
+
+/// Threads that take requests for blobs of all images. Misses do not occupy one.
+const BLOB_THREADS: usize = 4;
+
+/// How long a worker waits for images to be opened before it goes on with the rest. Those that take longer, such as from a hung file
+/// server, come when they come.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where something is mounted.
+pub(super) fn mounted_paths() -> io::Result<HashSet<PathBuf>> {
+    let table = std::fs::read("/proc/self/mountinfo")?;
+    Ok(table::lines(&table).map(|line| line.path).collect())
+}
+
+impl Worker {
+    pub(super) async fn restore(self: &Arc<Self>, files: &mut BTreeMap<String, OwnedFd>) -> Result<()> {
+        let failed = || Error::io::<io::Error>("restore what was mounted");
+        let images: Vec<ImageRecord> = self.state.load().map_err(failed())?;
+        let mounts: Vec<MountRecord> = self.state.load().map_err(failed())?;
+        let blobs = files.remove(BLOBS);
+        // An EROFS mount lives if the FUSE mount of its devices does.
+        let lives = |image: &ImageRecord| match image.mode {
+            Served::Erofs => blobs.is_some(),
+            Served::Fuse => files.contains_key(&tree_name(image.slot)),
+        };
+        let (live, dead): (Vec<_>, Vec<_>) = images.into_iter().partition(lives);
+        for image in live.iter().filter(|image| image.mode == Served::Erofs) {
+            self.slots.expect(image.slot);
+        }
+        if let Some(device) = blobs {
+            self.resume_blobs(device).map_err(failed())?;
+        }
+        self.restore_images(live, &mounts, files).await;
+        if self.erofs.get().is_none() {
+            self.begin_blobs().await;
+        }
+        self.restore_mounts(mounts, dead).await.map_err(failed())
+    }
+
+    fn resume_blobs(self: &Arc<Self>, device: OwnedFd) -> io::Result<()> {
+        let session =
+            session::resume(Blobs::new(Arc::clone(&self.slots), self.runtime.clone()), &device, BLOB_THREADS)?;
+        self.watch_blobs(session::start(session)?);
+        let _ = self.erofs.set(Ok(()));
+        Ok(())
+    }
+
+    /// Tries whether the kernel can mount images, and makes the mount of blobs if so.
+    async fn begin_blobs(self: &Arc<Self>) {
+        let begun = match self.probe().await {
+            Ok(()) => self.make_blobs().await,
+            Err(reason) => Err(reason),
+        };
+        match &begun {
+            Ok(()) => tracing::info!("images are served by the kernel's EROFS"),
+            Err(reason) => tracing::warn!(reason, "images are served by FUSE trees"),
+        }
+        let _ = self.erofs.set(begun);
+    }
+
+    async fn probe(&self) -> std::result::Result<(), String> {
+        let dir = self.config.state_dir.clone();
+        match self.mounter.order(Order::Probe { dir }).await {
+            Ok((Answer::Probed { erofs }, _)) => erofs,
+            Ok(_) => Err("the process that mounts gave an answer to another question".to_owned()),
+            Err(refusal) => Err(refusal.message),
+        }
+    }
+
+    async fn make_blobs(self: &Arc<Self>) -> std::result::Result<(), String> {
+        let path = self.blobs_path();
+        // A dead one of an earlier daemon.
+        let _ = self.mounter.order(Order::Unmount { path: path.clone(), lazy: true }).await;
+        let order = Order::Fuse { path: path.clone(), source: "lazo".to_owned(), tree: false };
+        let (_, device) = self.mounter.order(order).await.map_err(|refusal| refusal.message)?;
+        let device = device.ok_or("the process that mounts gave no file")?;
+        let kept = device.try_clone().map_err(|error| error.to_string())?;
+        let fs = Blobs::new(Arc::clone(&self.slots), self.runtime.clone());
+        let begun = tokio::task::spawn_blocking(move || session::begin(fs, device, BLOB_THREADS)).await;
+        let session = begun.map_err(io::Error::other).and_then(|begun| begun).map_err(|error| error.to_string())?;
+        self.watch_blobs(session::start(session).map_err(|error| error.to_string())?);
+        self.keeper.keep(BLOBS, kept.as_fd()).map_err(|error| error.to_string())?;
+        let raised = self.mounter.order(Order::RaiseReadAhead { path: path.clone(), kib: READ_AHEAD_KIB }).await;
+        if let Err(refusal) = raised {
+            tracing::warn!(%refusal, "reads in order will be slower");
+        }
+        // Teaches the kernel that files here are opened and closed without asking.
+        self.mounter.order(Order::Open { path: path.join(ABOUT_NAME) }).await.map_err(|refusal| refusal.message)?;
+        Ok(())
+    }
+
+    /// The mount of blobs ends with the daemon. If it breaks before, all EROFS mounts are dead: the next worker makes them anew.
+    fn watch_blobs(self: &Arc<Self>, ended: tokio::sync::oneshot::Receiver<io::Result<()>>) {
+        let worker = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let result = ended.await;
+            if worker.stopping.get().is_some() {
+                return;
+            }
+            tracing::error!(?result, "the FUSE mount of blobs has ended; all EROFS mounts are made anew");
+            worker.keeper.release(BLOBS);
+            std::process::exit(1);
+        });
+    }
+
+    pub(super) async fn end_blobs(&self) {
+        self.keeper.release(BLOBS);
+        let _ = self.mounter.order(Order::Unmount { path: self.blobs_path(), lazy: true }).await;
+    }
+
+    async fn restore_images(
+        self: &Arc<Self>,
+        images: Vec<ImageRecord>,
+        mounts: &[MountRecord],
+        files: &mut BTreeMap<String, OwnedFd>,
+    ) {
+        let mut restored = JoinSet::new();
+        for record in images {
+            let users = mounts.iter().filter(|mount| mount.slot == record.slot).count() as u64;
+            let device = files.remove(&tree_name(record.slot));
+            let worker = Arc::clone(self);
+            restored.spawn(async move { worker.restore_image(record, users, device).await });
+        }
+        let all = async { while restored.join_next().await.is_some() {} };
+        if tokio::time::timeout(PATIENCE, all).await.is_err() {
+            tracing::warn!("some images take long to open; the others are served");
+            restored.detach_all();
+        }
+    }
+
+    /// Serves an image again; whatever is wrong with it is its own matter.
+    async fn restore_image(self: Arc<Self>, record: ImageRecord, users: u64, device: Option<OwnedFd>) {
+        let slot = record.slot;
+        let opened = match Wanted::of_record(&record) {
+            Ok(wanted) => self.open(&wanted).await.map(|opened| (opened, wanted.origin())),
+            Err(error) => Err(error),
+        };
+        let mut image = Image {
+            key: String::new(),
+            fs: Err(String::new()),
+            plain: Vec::new(),
+            mounts: users,
+            device: self.device_of(slot),
+            record,
+        };
+        match opened {
+            Ok((opened, origin)) => {
+                let fs = self.file_system(opened, &image.record.data);
+                image.key = Image::key(&image.record.manifest, image.record.mode, &origin);
+                if let Err(error) = self.serve_again(&mut image, &fs, device) {
+                    tracing::error!(slot, %error, "an image cannot be served again");
+                }
+                image.fs = Ok(fs);
+            }
+            Err(error) => {
+                tracing::error!(
+                    slot,
+                    image = image.record.image,
+                    error = error.error,
+                    "an image cannot be served again"
+                );
+                image.fs = Err(error.error);
+            }
+        }
+        self.tables().images.insert(slot, image);
+    }
+
+    fn serve_again(
+        self: &Arc<Self>,
+        image: &mut Image,
+        fs: &Arc<crate::fs::FileSystem>,
+        device: Option<OwnedFd>,
+    ) -> io::Result<()> {
+        let slot = image.record.slot;
+        match device {
+            None => {
+                let answerer = Answerer::new(Arc::clone(fs), Arc::clone(&self.metrics), self.runtime.clone());
+                self.slots.serve(slot, Arc::clone(fs), answerer);
+                let blobs = fs.image().index().blob_numbers();
+                image.plain = blobs.filter_map(|blob| Some((blob, fs.reader().sealed(blob)?))).collect();
+            }
+            Some(device) => {
+                let fuse = Fuse::new(Arc::clone(fs), Arc::clone(&self.metrics), self.runtime.clone());
+                let session = session::resume(fuse, &device, TREE_THREADS)?;
+                self.watch_tree(slot, session::start(session)?);
+            }
+        }
+        self.start_prefetch(fs, &image.record.data);
+        fs.reader().start_sealing();
+        Ok(())
+    }
+
+    fn device_of(&self, slot: u32) -> String {
+        let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+        table::on_top(&table, &self.image_path(slot)).map(|line| line.device).unwrap_or_default()
+    }
+
+    /// Mounts that are there go on; those that are not were never finished; those of dead images are made anew.
+    async fn restore_mounts(self: &Arc<Self>, mounts: Vec<MountRecord>, dead: Vec<ImageRecord>) -> io::Result<()> {
+        let mounted = mounted_paths()?;
+        let dead: BTreeMap<u32, ImageRecord> = dead.into_iter().map(|image| (image.slot, image)).collect();
+        let mut again = Vec::new();
+        let mut unfinished = Vec::new();
+        {
+            let mut tables = self.tables();
+            for mount in mounts {
+                if let Some(image) = dead.get(&mount.slot) {
+                    again.push((mount, image.clone()));
+                } else if mounted.contains(&mount.mount_point) {
+                    tables.mounts.insert(mount.mount_point.clone(), Mount::Live(mount));
+                } else {
+                    unfinished.push(mount);
+                }
+            }
+            self.count(&tables);
+        }
+        for mount in unfinished {
+            self.forget_mount(&mount).await;
+        }
+        let unused: Vec<u32> =
+            self.tables().images.values().filter(|image| image.mounts == 0).map(|i| i.record.slot).collect();
+        for slot in unused {
+            self.leave_image(slot).await;
+        }
+        self.make_again(again, dead, &mounted).await;
+        Ok(())
+    }
+
+    async fn make_again(
+        self: &Arc<Self>,
+        mounts: Vec<(MountRecord, ImageRecord)>,
+        images: BTreeMap<u32, ImageRecord>,
+        mounted: &HashSet<PathBuf>,
+    ) {
+        for (mount, _) in &mounts {
+            self.state.remove::<MountRecord>(mount.id);
+            if mounted.contains(&mount.mount_point) {
+                self.take_away(&mount.mount_point).await;
+            }
+        }
+        for slot in images.keys() {
+            self.state.remove::<ImageRecord>(*slot);
+            let path = self.image_path(*slot);
+            if mounted.contains(&path) {
+                self.take_away(&path).await;
+            }
+        }
+        for (mount, image) in mounts {
+            let wanted = Wanted::of_record(&image);
+            let made = match wanted {
+                Ok(wanted) => self.make_mount(request_of(&mount, image.mode, &image.data), Some(wanted)).await,
+                Err(error) => Err(error),
+            };
+            match made {
+                Ok(_) => tracing::warn!(mount_point = %mount.mount_point.display(), "a dead mount was made anew"),
+                Err(error) => {
+                    tracing::error!(mount_point = %mount.mount_point.display(), error = error.error, "a dead mount cannot be made anew");
+                }
+            }
+        }
+    }
+
+    async fn take_away(&self, path: &std::path::Path) {
+        if let Err(refusal) = self.mounter.order(Order::Unmount { path: path.to_owned(), lazy: true }).await {
+            tracing::warn!(error = refused(&refusal).error, "a dead mount stays");
+        }
+    }
+}
