@@ -9,13 +9,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::shim::{PlainBlob, Shim as _};
 use lazo_format::BlobIndex;
 
+use tokio::sync::oneshot;
+
 use super::image::{Image, Opened, Wanted};
 use super::state::{DataOptions, ImageRecord, MountRecord};
 use super::{Worker, blobs};
 use crate::fs::FileSystem;
 use crate::fuse::{Answerer, Fuse};
-use crate::node::mounter::{Answer, How, Order, Refusal};
-use crate::node::protocol::{ApiError, ErrorKind, ImageInfo, Mode, MountInfo, MountRequest, Served};
+use crate::node::mounter::{Answer, How, IdMap, Order, Refusal, Writable};
+use crate::node::protocol::{self, ApiError, ErrorKind, ImageInfo, Mode, MountInfo, MountRequest, Served};
 use crate::session;
 
 /// Kernel read-ahead of a FUSE mount, in KiB, beyond the 128 that FUSE alone allows.
@@ -57,7 +59,7 @@ impl Worker {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a mount. Goes on to its end once it has begun, whoever waits for it.
+    /// Makes a mount. It is not given up half-way: when nobody waits for it any more, it is made and then ended.
     pub(super) async fn make_mount(
         self: &Arc<Self>,
         request: MountRequest,
@@ -74,17 +76,26 @@ impl Worker {
             tables.mounts.insert(place.clone(), Mount::Making);
         }
         let worker = Arc::clone(self);
-        let task = self.runtime.spawn(async move {
+        let (tell, told) = oneshot::channel();
+        self.runtime.spawn(async move {
             let made = worker.make_reserved(&request, pinned).await;
-            let mut tables = worker.tables();
-            match &made {
-                Ok(record) => tables.mounts.insert(place, Mount::Live(record.clone())),
-                Err(_) => tables.mounts.remove(&place),
+            let info = {
+                let mut tables = worker.tables();
+                match &made {
+                    Ok(record) => tables.mounts.insert(place.clone(), Mount::Live(record.clone())),
+                    Err(_) => tables.mounts.remove(&place),
+                };
+                worker.count(&tables);
+                made.map(|record| mount_info(&record, tables.images.get(&record.slot)))
             };
-            worker.count(&tables);
-            made.map(|record| mount_info(&record, tables.images.get(&record.slot)))
+            // Whoever has given up waiting does not want it any more.
+            if tell.send(info).is_err_and(|info| info.is_ok())
+                && let Err(error) = worker.end_mount(place, false).await
+            {
+                tracing::warn!(error = error.error, "a mount that nobody waited for stays");
+            }
         });
-        task.await.unwrap_or_else(|error| Err(ApiError::of(ErrorKind::Internal, &error)))
+        told.await.unwrap_or_else(|error| Err(ApiError::of(ErrorKind::Internal, &error)))
     }
 
     async fn make_reserved(
@@ -107,6 +118,7 @@ impl Worker {
     async fn show(&self, request: &MountRequest, slot: u32) -> Result<MountRecord, ApiError> {
         let failed =
             |error: std::io::Error| ApiError::new(ErrorKind::Internal, format!("cannot write a record: {error}"));
+        let map = request.map.as_deref().map(parse_map).transpose()?;
         let record = MountRecord {
             id: self.state.number().map_err(failed)?,
             slot,
@@ -120,15 +132,25 @@ impl Worker {
             since: now(),
         };
         self.state.save(&record).map_err(failed)?;
-        let how = How { nosuid: record.nosuid, nodev: record.nodev, noexec: record.noexec, map: None };
-        let from = self.image_path(slot);
-        let order = Order::Clone { from, to: record.mount_point.clone(), how };
+        let order = self.order_of(&record, map);
         if let Err(refusal) = self.mounter.order(order).await {
             self.state.remove::<MountRecord>(record.id);
             return Err(refused(&refusal));
         }
         tracing::info!(image = record.image, slot, mount_point = %record.mount_point.display(), "mounted");
         Ok(record)
+    }
+
+    /// What shows an image at a mount point.
+    fn order_of(&self, record: &MountRecord, map: Option<IdMap>) -> Order {
+        let how = How { nosuid: record.nosuid, nodev: record.nodev, noexec: record.noexec, map };
+        let (image, to) = (self.image_path(record.slot), record.mount_point.clone());
+        let writable = match &record.writable {
+            None => return Order::Clone { from: image, to, how },
+            Some(protocol::Writable::Directory(dir)) => Writable::Directory(dir.clone()),
+            Some(protocol::Writable::Tmpfs { size }) => Writable::Tmpfs { size: *size },
+        };
+        Order::Overlay { lower: image, to, writable, parts: self.parts_path(record.id), how }
     }
 
     /// An image in the kernel, made if there is none like it, with one more mount.
@@ -263,7 +285,7 @@ impl Worker {
     }
 
     /// When the kernel has done with a tree, so have we.
-    pub(super) fn watch_tree(self: &Arc<Self>, slot: u32, ended: tokio::sync::oneshot::Receiver<std::io::Result<()>>) {
+    pub(super) fn watch_tree(self: &Arc<Self>, slot: u32, ended: oneshot::Receiver<std::io::Result<()>>) {
         let worker = Arc::clone(self);
         self.runtime.spawn(async move {
             match ended.await {
@@ -398,14 +420,20 @@ impl Worker {
         self.config.run_dir.join("images").join(slot.to_string())
     }
 
+    /// Where the mounter makes an overlay.
+    pub(super) fn parts_path(&self, id: u32) -> PathBuf {
+        self.config.run_dir.join("rw").join(id.to_string())
+    }
+
     pub(super) fn blobs_path(&self) -> PathBuf {
         self.config.run_dir.join("blobs")
     }
 
     pub(super) fn list_mounts(&self) -> Vec<MountInfo> {
         let tables = self.tables();
-        let records = tables.mounts.values().filter_map(Mount::record);
-        records.map(|record| mount_info(record, tables.images.get(&record.slot))).collect()
+        let mut records: Vec<_> = tables.mounts.values().filter_map(Mount::record).collect();
+        records.sort_by_key(|record| record.id);
+        records.into_iter().map(|record| mount_info(record, tables.images.get(&record.slot))).collect()
     }
 
     pub(super) fn list_images(&self) -> Vec<ImageInfo> {
@@ -443,6 +471,10 @@ fn check_path(path: &Path) -> Result<(), ApiError> {
     } else {
         Err(ApiError::new(ErrorKind::Invalid, format!("{} is not an absolute path", path.display())))
     }
+}
+
+fn parse_map(text: &str) -> Result<IdMap, ApiError> {
+    text.parse().map_err(|error| ApiError::of(ErrorKind::Invalid, &error))
 }
 
 fn mount_info(record: &MountRecord, image: Option<&Image>) -> MountInfo {
