@@ -8,6 +8,8 @@
 //! client     the worker's side: starts the process, sends orders, matches replies by their number
 //! process    the process: takes orders, each on a thread of its own, since any may have to wait for the worker
 //! carry_out  one order
+//!   ├ overlay  writable mounts
+//!   ├ idmap, namespace  files shown as other users'
 //!   ├ paths    what a path may be, and files that stay what was checked
 //!   ├ context  a filesystem in the making: fsopen, fsconfig, fsmount
 //!   └ probe    whether this kernel mounts EROFS from files, and reads past a device's end as an error
@@ -20,19 +22,26 @@ mod carry_out;
 mod client;
 mod context;
 mod idmap;
+mod namespace;
+mod overlay;
 mod paths;
 mod probe;
 mod process;
+mod sys;
 #[cfg(test)]
 mod tests;
 
 use std::io;
 use std::path::PathBuf;
 
+use rustix::mount::MountAttrFlags;
 use serde::{Deserialize, Serialize};
 
+use super::protocol::Writable;
 pub(super) use client::{Mounter, Starting};
+
 pub(super) use idmap::IdMap;
+pub(super) use namespace::run_user_namespace;
 pub(super) use process::run_mounter;
 
 /// Type of FUSE mounts in the mount table: `fuse.` and this.
@@ -120,19 +129,6 @@ pub(super) enum Order {
     },
 }
 
-/// Where what is written to an overlay goes.
-#[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
-pub(super) enum Writable {
-    /// To `upper` in this directory; `work` beside it is the kernel's. Both are made if absent, and stay.
-    Directory(PathBuf),
-    /// To memory; gone when the mount ends.
-    Tmpfs {
-        /// At most so many bytes; half of the machine's memory if not given.
-        size: Option<u64>,
-    },
-}
-
 /// Restrictions of a user's mount.
 #[derive(Serialize, Deserialize, Debug, Clone, Default, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
@@ -145,6 +141,17 @@ pub(super) struct How {
     pub(super) noexec: bool,
     /// Shows files as other users' than the image says.
     pub(super) map: Option<IdMap>,
+}
+
+impl How {
+    fn attributes(&self) -> MountAttrFlags {
+        let all = [
+            (self.nosuid, MountAttrFlags::MOUNT_ATTR_NOSUID),
+            (self.nodev, MountAttrFlags::MOUNT_ATTR_NODEV),
+            (self.noexec, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+        ];
+        all.into_iter().filter(|(set, _)| *set).map(|(_, attribute)| attribute).collect()
+    }
 }
 
 /// What came of an order.

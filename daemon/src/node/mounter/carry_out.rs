@@ -1,16 +1,18 @@
 //! One order.
 
 use std::fs::{self, OpenOptions};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use lazo_format::MAX_BLOBS;
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, OpenTreeFlags, UnmountFlags, open_tree, unmount};
 
-use super::context::{Context, attach};
-use super::paths::{MAX_PARAMETER, RunDir, check, device, mount_point, parameter, regular};
-use super::{Answer, How, MountEntry, Order, Refusal, SUBTYPE, probe};
+use super::context::{Context, SOURCE, attach};
+use super::namespace::Namespaces;
+use super::overlay::Uppers;
+use super::paths::{MAX_PARAMETER, RunDir, check, device, parameter, regular, user_directory};
+use super::{Answer, How, MountEntry, Order, Refusal, SUBTYPE, probe, sys};
 use crate::kernel::table::{self, Line};
 
 /// Highest read-ahead that may be asked for, in KiB.
@@ -18,14 +20,16 @@ const MAX_READ_AHEAD: u32 = 64 << 10;
 
 /// Where orders are carried out.
 pub(super) struct Site {
-    run_dir: RunDir,
+    pub(super) run_dir: RunDir,
+    pub(super) uppers: Uppers,
+    namespaces: Namespaces,
 }
 
 type Carried = Result<(Answer, Option<OwnedFd>), Refusal>;
 
 impl Site {
-    pub(super) fn open(run_dir: &Path) -> std::io::Result<Self> {
-        Ok(Self { run_dir: RunDir::open(run_dir)? })
+    pub(super) fn open(run_dir: &Path, namespaces: Namespaces) -> std::io::Result<Self> {
+        Ok(Self { run_dir: RunDir::open(run_dir)?, uppers: Uppers::default(), namespaces })
     }
 
     pub(super) fn carry_out(&self, order: Order) -> Carried {
@@ -35,7 +39,13 @@ impl Site {
             Order::RaiseReadAhead { path, kib } => self.raise_read_ahead(&path, kib).map(done),
             Order::Erofs { path, bootstrap, devices, directio } => self.erofs(&path, &bootstrap, &devices, directio),
             Order::Clone { from, to, how } => self.clone(&from, &to, &how).map(done),
-            Order::Overlay { .. } | Order::Discard { .. } => Err(Refusal::new("being built")),
+            Order::Overlay { lower, to, writable, parts, how } => {
+                self.overlay(&lower, &to, &writable, &parts, &how).map(done)
+            }
+            Order::Discard { parts } => {
+                check(&parts)?;
+                self.discard(&parts).map(done)
+            }
             Order::Unmount { path, lazy } => self.unmount(&path, lazy).map(done),
             Order::Open { path } => Ok((Answer::Done, Some(self.run_dir.file(&path)?))),
             Order::Probe { dir } => {
@@ -107,11 +117,25 @@ impl Site {
     }
 
     fn clone(&self, from: &Path, to: &Path, how: &How) -> Result<(), Refusal> {
-        let (source, directory) = (self.run_dir.mount(from)?, mount_point(to)?);
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-        let tree = open_tree(&source, "", flags).map_err(Refusal::io(format!("clone the mount {}", from.display())))?;
-        let _ = how;
+        let (source, directory) = (self.run_dir.mount(from)?, user_directory(to, "mount at")?);
+        let tree = self.clone_tree(from, &source, how)?;
         attach(&tree, &directory).map_err(Refusal::io(format!("mount at {}", to.display())))
+    }
+
+    /// A copy of a mount that is nowhere yet.
+    pub(super) fn clone_tree(&self, from: &Path, source: &OwnedFd, how: &How) -> Result<OwnedFd, Refusal> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let tree = open_tree(source, "", flags).map_err(Refusal::io(format!("clone the mount {}", from.display())))?;
+        let namespace = how.map.as_ref().map(|map| self.namespaces.get(map)).transpose()?;
+        let attributes = how.attributes();
+        if namespace.is_some() || !attributes.is_empty() {
+            let restricted = sys::set_mount(tree.as_fd(), attributes, namespace.as_ref().map(|file| file.as_fd()));
+            restricted.map_err(|error| {
+                let mapped = if namespace.is_some() { "; its filesystem may not let ids be mapped" } else { "" };
+                Refusal::io(format!("set attributes of a clone of the mount {}{mapped}", from.display()))(error)
+            })?;
+        }
+        Ok(tree)
     }
 
     fn unmount(&self, path: &Path, lazy: bool) -> Result<(), Refusal> {
@@ -153,12 +177,13 @@ impl Site {
         self.run_dir.holds(&line.path)
             || match line.fs_type.strip_prefix("fuse.").unwrap_or(&line.fs_type) {
                 "erofs" => true,
+                "overlay" => line.source == Path::new(SOURCE),
                 subtype => subtype == SUBTYPE,
             }
     }
 }
 
-fn read_table() -> Result<Vec<u8>, Refusal> {
+pub(super) fn read_table() -> Result<Vec<u8>, Refusal> {
     fs::read("/proc/self/mountinfo").map_err(Refusal::io("read /proc/self/mountinfo"))
 }
 

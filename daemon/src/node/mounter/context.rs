@@ -14,6 +14,9 @@ use super::Refusal;
 /// Most messages of the kernel about one mount that are shown.
 const MAX_MESSAGES: usize = 8;
 
+/// What the mount table shows for filesystems that have no source.
+pub(super) const SOURCE: &str = "lazo";
+
 /// A context from fsopen(2).
 pub(super) struct Context {
     fs_type: &'static str,

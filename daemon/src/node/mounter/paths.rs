@@ -12,6 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{
     AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Statx, StatxAttributes, StatxFlags, fstat, openat2, statx,
 };
+use rustix::io::Errno;
 
 use super::Refusal;
 
@@ -80,16 +81,16 @@ impl RunDir {
     }
 }
 
-/// A user's directory to mount on.
-pub(super) fn mount_point(path: &Path) -> Result<OwnedFd, Refusal> {
+/// A user's directory, to do something with.
+pub(super) fn user_directory(path: &Path, to_do: &str) -> Result<OwnedFd, Refusal> {
     check(path)?;
     openat2(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::NO_SYMLINKS)
         .map_err(|error| match error {
-            rustix::io::Errno::LOOP => Refusal::new(format!(
-                "cannot mount at {}: it has a symbolic link in it; name what it leads to",
+            Errno::LOOP => Refusal::new(format!(
+                "cannot {to_do} {}: it has a symbolic link in it; name what it leads to",
                 path.display()
             )),
-            error => Refusal::io(format!("mount at {}", path.display()))(error),
+            error => Refusal::io(format!("{to_do} {}", path.display()))(error),
         })
 }
 

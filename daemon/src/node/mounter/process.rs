@@ -1,5 +1,6 @@
 //! The process that mounts.
 
+use std::ffi::OsString;
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,7 +17,8 @@ use rustix::io::Errno;
 
 use super::carry_out::Site;
 use super::client::MAX_ORDERS;
-use super::{Answer, Hello, Refusal, Reply, Request};
+use super::namespace::Namespaces;
+use super::{Answer, Hello, Refusal, Reply, Request, sys};
 use crate::error::{Error, Result};
 use crate::node::link;
 
@@ -31,6 +33,12 @@ const LOCK_PERIOD: i64 = 5_000_000;
 /// # Errors
 /// When nothing can be carried out at all, or the worker cannot be understood.
 pub(in crate::node) fn run_mounter() -> Result<()> {
+    run(["/proc/self/exe", "daemon", "--process", "userns"].map(OsString::from).to_vec())
+}
+
+/// The same, with a program that runs [`super::run_user_namespace`].
+pub(super) fn run(user_namespace: Vec<OsString>) -> Result<()> {
+    sys::ignore_signals();
     let link = rustix::stdio::stdin();
     let hello = link::receive::<Hello>(link).map_err(Error::io::<io::Error>("understand the worker"))?;
     let Some((Hello { run_dir }, _)) = hello else { return Ok(()) };
@@ -39,7 +47,7 @@ pub(in crate::node) fn run_mounter() -> Result<()> {
     if !take(&lock, link).map_err(failed())? {
         return Ok(());
     }
-    let site = Site::open(&run_dir).map_err(failed())?;
+    let site = Site::open(&run_dir, Namespaces::new(user_namespace)).map_err(failed())?;
     serve(link, site)
 }
 

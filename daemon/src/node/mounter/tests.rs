@@ -1,10 +1,12 @@
 //! Really mounts: needs root.
 
+mod overlays;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +22,9 @@ use super::*;
 #[test]
 #[ignore = "the process of other tests"]
 fn process() {
-    run_mounter().unwrap();
+    // In place of a program of ours that runs `run_user_namespace`.
+    let program = ["unshare", "--user", "sh", "-c", "echo; exec cat"];
+    super::process::run(program.map(Into::into).to_vec()).unwrap();
 }
 
 /// A run directory, a place for users' mounts and files, and a mounter.
@@ -359,5 +363,50 @@ async fn a_killed_mounter_is_noticed() {
     drop(second);
     while rustix::process::test_kill_process(process).is_ok() {
         tokio::task::yield_now().await;
+    }
+}
+
+fn run(path: &Path) -> std::io::Result<std::process::Output> {
+    std::process::Command::new(path).output()
+}
+
+#[tokio::test]
+async fn restricted_clones() {
+    let rig = Rig::new();
+    let image = rig.image("1", 1).await;
+    let (plain, nodev, noexec) = (rig.user("plain"), rig.user("nodev"), rig.user("noexec"));
+    rig.done(clone(&image, &plain)).await;
+    let how = How { nodev: true, nosuid: true, ..How::default() };
+    rig.done(Order::Clone { from: image.clone(), to: nodev.clone(), how }).await;
+    let how = How { noexec: true, ..How::default() };
+    rig.done(Order::Clone { from: image.clone(), to: noexec.clone(), how }).await;
+    assert!(File::open(plain.join("null")).is_ok());
+    assert_eq!(File::open(nodev.join("null")).unwrap_err().raw_os_error(), Some(13), "EACCES");
+    assert_eq!(run(&plain.join("0")).unwrap_err().raw_os_error(), Some(8), "ENOEXEC: it is no program");
+    assert_eq!(run(&noexec.join("0")).unwrap_err().raw_os_error(), Some(13), "EACCES");
+    let options = |path: &Path| rustix::fs::statvfs(path).unwrap().f_flag;
+    use rustix::fs::StatVfsMountFlags as Flags;
+    assert!(options(&nodev).contains(Flags::NOSUID) && !options(&plain).contains(Flags::NOSUID));
+    assert!([&plain, &nodev, &noexec].iter().all(|path| options(path).contains(Flags::RDONLY)));
+}
+
+#[tokio::test]
+async fn mapped_clones() {
+    let rig = Rig::new();
+    let image = rig.image("1", 1).await;
+    let owner = |path: &Path| fs::metadata(path).map(|status| (status.uid(), status.gid())).unwrap();
+    assert_eq!(owner(&image.join("0")), (1000, 2000));
+    for (map, shown) in [
+        ("0:100000:65536", (101_000, 102_000)),
+        ("0:100000:65536", (101_000, 102_000)),
+        ("0:0:1+1000:5:1,0:300000:4294", (5, 302_000)),
+        ("0:7:1", (65534, 65534)),
+    ] {
+        let to = rig.user("one");
+        let how = How { map: Some(map.parse().unwrap()), ..How::default() };
+        rig.done(Order::Clone { from: image.clone(), to: to.clone(), how }).await;
+        assert_eq!(owner(&to.join("0")), shown, "{map}");
+        check_content(&to, 1);
+        rig.done(unmount(&to)).await;
     }
 }

@@ -1,0 +1,122 @@
+//! Writable mounts.
+
+use super::*;
+
+fn overlay(rig: &Rig, lower: &Path, to: &Path, writable: Writable, map: Option<&str>) -> Order {
+    let how = How { nosuid: true, map: map.map(|map| map.parse().unwrap()), ..How::default() };
+    let parts = rig.path("run/rw").join(to.file_name().unwrap());
+    Order::Overlay { lower: lower.to_owned(), to: to.to_owned(), writable, parts, how }
+}
+
+/// Reads, writes, replaces and removes.
+fn check_writable(dir: &Path) {
+    check_content(dir, 3);
+    fs::write(dir.join("0"), "changed").unwrap();
+    fs::remove_file(dir.join("1")).unwrap();
+    fs::rename(dir.join("2"), dir.join("new")).unwrap();
+    fs::create_dir(dir.join("dir")).unwrap();
+    fs::write(dir.join("dir/file"), "x").unwrap();
+    let status = std::process::Command::new("mknod").arg(dir.join("device")).args(["c", "1", "3"]).status().unwrap();
+    assert!(status.success());
+    check_written(dir);
+}
+
+fn check_written(dir: &Path) {
+    assert_eq!(fs::read(dir.join("0")).unwrap(), b"changed");
+    assert!(!dir.join("1").exists() && !dir.join("2").exists());
+    assert_eq!(fs::read(dir.join("new")).unwrap(), [2; 4096]);
+    assert_eq!(fs::read(dir.join("dir/file")).unwrap(), b"x");
+}
+
+#[tokio::test]
+async fn overlays_in_memory() {
+    let rig = Rig::new();
+    let image = rig.image("1", 3).await;
+    let (one, two) = (rig.user("one"), rig.user("two"));
+    for to in [&one, &two] {
+        rig.done(overlay(&rig, &image, to, Writable::Tmpfs { size: Some(1 << 20) }, None)).await;
+        let root = fs::metadata(to).unwrap();
+        assert_eq!((root.mode(), root.uid(), root.gid()), (0o40755, 1000, 2000), "as the image's");
+        check_writable(to);
+        let error = fs::write(to.join("large"), vec![1; 2 << 20]).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+    }
+    check_content(&image, 3);
+    assert_eq!(rig.mounted_below(), 3, "nothing but the image and what users see");
+    assert_eq!(fs::read_dir(rig.path("run/rw")).unwrap().count(), 0);
+    fs::write(one.join("device"), "gone").unwrap();
+    rig.refused(overlay(&rig, &image, &rig.user("three"), Writable::Tmpfs { size: Some(0) }, None)).await;
+    rig.done(unmount(&one)).await;
+    rig.done(unmount(&two)).await;
+    assert_eq!(rig.mounted_below(), 1);
+}
+
+#[tokio::test]
+async fn overlays_in_a_directory() {
+    let rig = Rig::new();
+    let image = rig.image("1", 3).await;
+    for name in ["plain", "with, comma: and \\", &"long".repeat(60)] {
+        let (to, dir) = (rig.user("one"), rig.user(name));
+        let order = overlay(&rig, &image, &to, Writable::Directory(dir.clone()), None);
+        rig.done(order.clone()).await;
+        check_writable(&to);
+        if name == "plain" {
+            let Order::Overlay { lower, writable, parts, how, .. } = order.clone() else { unreachable!() };
+            let refusal = rig.refused(Order::Overlay { lower, to: rig.user("two"), writable, parts, how }).await;
+            assert!(refusal.message.contains("another overlay"), "{refusal}");
+        }
+        rig.done(unmount(&to)).await;
+        assert_eq!(fs::read(dir.join("upper/0")).unwrap(), b"changed");
+        let root = fs::metadata(dir.join("upper")).unwrap();
+        assert_eq!((root.mode(), root.uid(), root.gid()), (0o40755, 1000, 2000));
+        // What was written is there again.
+        fs::set_permissions(dir.join("upper"), fs::Permissions::from_mode(0o700)).unwrap();
+        rig.done(order).await;
+        check_written(&to);
+        assert_eq!(fs::metadata(&to).unwrap().mode(), 0o40700, "changed on purpose");
+        rig.done(unmount(&to)).await;
+    }
+    // No filesystem to write an overlay's upper directory to, and none to stack more on.
+    for dir in ["/proc", "/nowhere", "relative"] {
+        rig.refused(overlay(&rig, &image, &rig.user("one"), Writable::Directory(dir.into()), None)).await;
+    }
+    rig.refused(overlay(&rig, &rig.path("state"), &rig.user("one"), Writable::Tmpfs { size: None }, None)).await;
+    assert_eq!(rig.mounted_below(), 1);
+    assert_eq!(fs::read_dir(rig.path("run/rw")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn a_mapped_overlay() {
+    let rig = Rig::new();
+    let image = rig.image("1", 3).await;
+    let (to, dir) = (rig.user("one"), rig.user("written"));
+    let order = overlay(&rig, &image, &to, Writable::Directory(dir.clone()), Some("0:100000:65536"));
+    rig.done(order).await;
+    for path in [to.clone(), to.join("0")] {
+        let status = fs::metadata(&path).unwrap();
+        assert_eq!((status.uid(), status.gid()), (101_000, 102_000), "{}", path.display());
+    }
+    check_writable(&to);
+    let copied = fs::metadata(dir.join("upper/0")).unwrap();
+    assert_eq!((copied.uid(), copied.gid()), (101_000, 102_000));
+    assert_eq!(rig.mounted_below(), 2);
+    rig.done(unmount(&to)).await;
+}
+
+#[tokio::test]
+async fn what_an_unfinished_overlay_leaves_is_discarded() {
+    let rig = Rig::new();
+    let image = rig.image("1", 1).await;
+    let parts = rig.path("run/rw/9");
+    fs::create_dir_all(parts.join("memory")).unwrap();
+    fs::create_dir(parts.join("lower")).unwrap();
+    rustix::mount::mount_bind(&image, parts.join("lower")).unwrap();
+    let _busy = File::open(parts.join("lower/0")).unwrap();
+    rig.done(Order::Discard { parts: parts.clone() }).await;
+    assert!(!parts.exists());
+    assert_eq!(rig.mounted_below(), 1);
+    rig.done(Order::Discard { parts }).await;
+    for path in ["/tmp", "run", "user/one", "run/../user"] {
+        rig.refused(Order::Discard { parts: rig.path(path) }).await;
+    }
+}
