@@ -36,6 +36,7 @@ pub fn run_process(name: &str) -> Result<()> {
     match name {
         "worker" => worker::run(),
         "mounter" => mounter::run_mounter(),
+        "userns" => mounter::run_user_namespace(),
         _ => {
             Err(Error::io("be a process of the daemon")(std::io::Error::other(format!("there is none called {name}"))))
         }

@@ -37,7 +37,7 @@ use std::path::PathBuf;
 use rustix::mount::MountAttrFlags;
 use serde::{Deserialize, Serialize};
 
-use super::protocol::Writable;
+pub(super) use super::protocol::Writable;
 pub(super) use client::{Mounter, Starting};
 
 pub(super) use idmap::IdMap;

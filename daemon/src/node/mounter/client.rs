@@ -12,7 +12,6 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::net::Shutdown;
-use rustix::process::Pid;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::{Answer, Hello, Order, Refusal, Reply, Request};
@@ -51,7 +50,8 @@ impl Starting {
     /// threads that are there before keep theirs.
     pub(in crate::node) fn connect(self) -> io::Result<Mounter> {
         let Self { link, child } = self;
-        let process = Pid::from_child(&child);
+        #[cfg(test)]
+        let process = rustix::process::Pid::from_child(&child);
         let (requests, orders) = mpsc::channel::<Request>();
         let (tell_ended, ended) = watch::channel(false);
         let shared = Arc::new(Shared { waiting: Mutex::new(Some(HashMap::new())) });
@@ -66,7 +66,15 @@ impl Starting {
             reap(child);
         })?;
         let room = Arc::new(Semaphore::new(MAX_ORDERS));
-        Ok(Mounter { shared, requests, next: AtomicU64::new(0), room, ended, process })
+        Ok(Mounter {
+            shared,
+            requests,
+            next: AtomicU64::new(0),
+            room,
+            ended,
+            #[cfg(test)]
+            process,
+        })
     }
 }
 
@@ -77,7 +85,8 @@ pub(in crate::node) struct Mounter {
     next: AtomicU64,
     room: Arc<Semaphore>,
     ended: watch::Receiver<bool>,
-    process: Pid,
+    #[cfg(test)]
+    process: rustix::process::Pid,
 }
 
 impl Mounter {
@@ -101,7 +110,8 @@ impl Mounter {
     }
 
     /// Its process.
-    pub(in crate::node) fn process(&self) -> Pid {
+    #[cfg(test)]
+    pub(super) fn process(&self) -> rustix::process::Pid {
         self.process
     }
 
