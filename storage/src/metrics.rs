@@ -149,8 +149,16 @@ metrics! {
     "Process" {
         /// Always 1; its label is the version.
         build: kinds::Build = "lazo_build_info";
-        /// Images that this process serves.
+        /// Mounts that this process serves.
         mounts: Gauge = "lazo_mounts";
+        /// Images that they show; one that has been unmounted counts as long as a copy of its mount is in use somewhere.
+        images: Gauge = "lazo_images";
+        /// Images that a node daemon had to leave unserved when it took over from an earlier worker.
+        failed_images: Gauge = "lazo_failed_images";
+        /// Times that a node daemon's worker ended and another one took over its mounts, upgrades aside.
+        worker_restarts: Counter = "lazo_worker_restarts_total";
+        /// Times that a node daemon's worker was replaced on demand.
+        worker_upgrades: Counter = "lazo_worker_upgrades_total";
         /// Memory of this process that is in RAM.
         resident_memory: Gauge = "process_resident_memory_bytes";
     }

@@ -131,6 +131,8 @@ impl Worker {
     fn new(keeper: Keeper, begin: Begin, mounter: Mounter, runtime: Handle) -> Result<Self> {
         let Begin { config, restarts, upgrades, .. } = begin;
         let metrics = Arc::new(Metrics::new());
+        metrics.worker_restarts.inc_by(restarts);
+        metrics.worker_upgrades.inc_by(upgrades);
         let cache = Cache::open(&config.state_dir, config.cache_options(), Arc::clone(&metrics))?;
         let failed = || Error::io::<io::Error>(format!("keep records in {}", config.run_dir.display()));
         let state = State::open(&config.run_dir).map_err(failed())?;

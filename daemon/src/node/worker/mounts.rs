@@ -412,8 +412,12 @@ impl Worker {
 
     /// Gauges.
     pub(super) fn count(&self, tables: &Tables) {
-        let live = tables.mounts.values().filter(|mount| mount.record().is_some()).count();
-        self.metrics.mounts.set(i64::try_from(live).unwrap_or(i64::MAX));
+        let figure = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        let mounts = tables.mounts.values().filter(|mount| mount.record().is_some()).count();
+        let failed = tables.images.values().filter(|image| image.fs.is_err()).count();
+        self.metrics.mounts.set(figure(mounts));
+        self.metrics.images.set(figure(tables.images.len() + tables.lingering.len()));
+        self.metrics.failed_images.set(figure(failed));
     }
 
     pub(super) fn image_path(&self, slot: u32) -> PathBuf {
