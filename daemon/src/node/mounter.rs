@@ -163,6 +163,8 @@ pub(super) enum Answer {
     Mounted {
         /// `MAJOR:MINOR`, as in the mount table.
         device: String,
+        /// Where the kernel shows it below `/sys/fs` as long as it lives, in whatever mount namespace; if it says so.
+        sysfs: Option<String>,
     },
     /// The kernel was tried.
     Probed {

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use lazo_format::MAX_BLOBS;
+use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, OpenTreeFlags, UnmountFlags, open_tree, unmount};
 
@@ -76,7 +77,7 @@ impl Site {
         let mount = context.create(MountAttrFlags::empty())?;
         let device = device(&mount).map_err(Refusal::io(format!("look at {}", path.display())))?;
         attach(&mount, &directory).map_err(Refusal::io(format!("mount at {}", path.display())))?;
-        Ok((Answer::Mounted { device }, Some(server.into())))
+        Ok((Answer::Mounted { device, sysfs: None }, Some(server.into())))
     }
 
     fn raise_read_ahead(&self, path: &Path, kib: u32) -> Result<(), Refusal> {
@@ -112,8 +113,12 @@ impl Site {
         }
         let mount = context.create(MountAttrFlags::empty())?;
         let device = device(&mount).map_err(Refusal::io(format!("look at {}", path.display())))?;
+        let root = openat(&mount, ".", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let root = root.map_err(Refusal::io(format!("open the root of {}", path.display())))?;
+        let sysfs = sys::sysfs_path(root.as_fd());
+        drop(root);
         attach(&mount, &directory).map_err(Refusal::io(format!("mount at {}", path.display())))?;
-        Ok((Answer::Mounted { device }, None))
+        Ok((Answer::Mounted { device, sysfs }, None))
     }
 
     fn clone(&self, from: &Path, to: &Path, how: &How) -> Result<(), Refusal> {

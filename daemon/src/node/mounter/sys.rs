@@ -1,5 +1,5 @@
 //! System calls that no crate offers safely.
-#![expect(unsafe_code, reason = "mount_setattr(2), unshare(2) and signal(2) have no safe wrapper")]
+#![expect(unsafe_code, reason = "mount_setattr(2), ioctl(2), unshare(2) and signal(2) have no safe wrapper")]
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -32,6 +32,25 @@ pub(super) fn set_mount(
         )
     };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// What `ioctl(FS_IOC_GETFSSYSFSPATH)` fills.
+#[repr(C)]
+struct SysfsPath {
+    length: u8,
+    name: [u8; 128],
+}
+
+/// Where the kernel shows a filesystem as long as it lives, below `/sys/fs` (Linux 6.10 and later).
+pub(super) fn sysfs_path(file: BorrowedFd<'_>) -> Option<String> {
+    /// `_IOR(0x15, 1, struct fs_sysfs_path)`.
+    const GET_SYSFS_PATH: u32 = 2 << 30 | 129 << 16 | 0x15 << 8 | 1;
+    const { assert!(size_of::<SysfsPath>() == 129) };
+    let mut path = SysfsPath { length: 0, name: [0; 128] };
+    // SAFETY: the call writes a structure of this size, which its number holds, and nothing else; the descriptor is open.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), libc::Ioctl::from(GET_SYSFS_PATH), &raw mut path) };
+    let name = path.name.get(..usize::from(path.length)).filter(|_| result == 0)?;
+    String::from_utf8(name.to_vec()).ok()
 }
 
 /// Puts this process, which must have a single thread, into a new user namespace.

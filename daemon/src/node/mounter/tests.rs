@@ -75,7 +75,9 @@ impl Rig {
         let (answer, file) = self.order(order).await.unwrap();
         let status = fs::metadata(&path).unwrap();
         let (major, minor) = (rustix::fs::major(status.dev()), rustix::fs::minor(status.dev()));
-        assert_eq!(answer, Answer::Mounted { device: format!("{major}:{minor}") });
+        let Answer::Mounted { device, sysfs: Some(sysfs) } = answer else { panic!("{answer:?}") };
+        assert_eq!(device, format!("{major}:{minor}"));
+        assert!(Path::new("/sys/fs").join(sysfs).exists());
         assert!(file.is_none());
         path
     }
@@ -219,7 +221,7 @@ async fn a_fuse_mount_comes_with_its_file() {
         let path = rig.path("run").join(name);
         let source = format!("lazo#{}é", "x".repeat(249));
         let (answer, file) = rig.order(Order::Fuse { path: path.clone(), source, tree }).await.unwrap();
-        let Answer::Mounted { device } = answer else { panic!("{answer:?}") };
+        let Answer::Mounted { device, .. } = answer else { panic!("{answer:?}") };
         let mut init = [0; 8192];
         assert!(rustix::io::read(file.as_ref().unwrap(), &mut init).unwrap() >= 80);
         assert_eq!(init[4..8], 26_u32.to_le_bytes(), "FUSE_INIT");

@@ -164,8 +164,6 @@ pub(super) struct Image {
     pub(super) plain: Vec<(BlobIndex, super::shim::PlainBlob)>,
     /// Mounts that show it.
     pub(super) mounts: u64,
-    /// `MAJOR:MINOR` of its mount.
-    pub(super) device: String,
 }
 
 impl Image {

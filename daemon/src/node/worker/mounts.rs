@@ -194,21 +194,22 @@ impl Worker {
         let failed =
             |error: std::io::Error| ApiError::new(ErrorKind::Internal, format!("cannot write a record: {error}"));
         let slot = self.state.number().map_err(failed)?;
-        let record = ImageRecord {
+        let mut record = ImageRecord {
             slot,
             image: wanted.name,
             manifest,
             platform: wanted.platform.to_string(),
             mode,
             data: wanted.data,
+            sysfs: None,
         };
         self.state.save(&record).map_err(failed)?;
         let fs = self.file_system(opened, &record.data);
         let made = match mode {
             Served::Erofs => self.mount_erofs(slot, &fs).await,
-            Served::Fuse => self.mount_tree(slot, &record.image, &fs).await.map(|device| (device, Vec::new())),
+            Served::Fuse => self.mount_tree(slot, &record.image, &fs).await.map(|()| (None, Vec::new())),
         };
-        let (device, plain) = match made {
+        let (sysfs, plain) = match made {
             Ok(made) => made,
             Err(error) => {
                 self.slots.remove(slot);
@@ -216,10 +217,14 @@ impl Worker {
                 return Err(error);
             }
         };
+        record.sysfs = sysfs;
+        if let Err(error) = self.state.save(&record) {
+            tracing::warn!(slot, %error, "cannot complete a record");
+        }
         self.start_prefetch(&fs, &record.data);
         fs.reader().start_sealing();
         tracing::info!(image = record.image, manifest = record.manifest, slot, %mode, plain = plain.len(), "an image is served");
-        let image = Image { record, key, fs: Ok(fs), plain, mounts: 1, device };
+        let image = Image { record, key, fs: Ok(fs), plain, mounts: 1 };
         self.tables().images.insert(slot, image);
         Ok(slot)
     }
@@ -228,7 +233,7 @@ impl Worker {
         &self,
         slot: u32,
         fs: &Arc<FileSystem>,
-    ) -> Result<(String, Vec<(BlobIndex, PlainBlob)>), ApiError> {
+    ) -> Result<(Option<String>, Vec<(BlobIndex, PlainBlob)>), ApiError> {
         let answerer = Answerer::new(Arc::clone(fs), Arc::clone(&self.metrics), self.runtime.clone());
         self.slots.serve(slot, Arc::clone(fs), answerer);
         let (mut plain, mut devices) = (Vec::new(), Vec::new());
@@ -244,17 +249,17 @@ impl Worker {
         let bootstrap = fs.image().bootstrap_path(&self.config.state_dir);
         let order = Order::Erofs { path: self.image_path(slot), bootstrap, devices, directio: self.config.directio };
         match self.mounter.order(order).await {
-            Ok((Answer::Mounted { device }, _)) => Ok((device, plain)),
+            Ok((Answer::Mounted { sysfs, .. }, _)) => Ok((sysfs, plain)),
             Ok(_) => Err(strange()),
             Err(refusal) => Err(refused(&refusal)),
         }
     }
 
-    async fn mount_tree(self: &Arc<Self>, slot: u32, name: &str, fs: &Arc<FileSystem>) -> Result<String, ApiError> {
+    async fn mount_tree(self: &Arc<Self>, slot: u32, name: &str, fs: &Arc<FileSystem>) -> Result<(), ApiError> {
         let path = self.image_path(slot);
         let order = Order::Fuse { path: path.clone(), source: format!("lazo#{name}"), tree: true };
-        let (device, file) = match self.mounter.order(order).await {
-            Ok((Answer::Mounted { device }, Some(file))) => (device, file),
+        let file = match self.mounter.order(order).await {
+            Ok((Answer::Mounted { .. }, Some(file))) => file,
             Ok(_) => return Err(strange()),
             Err(refusal) => return Err(refused(&refusal)),
         };
@@ -281,7 +286,7 @@ impl Worker {
         if let Err(refusal) = self.mounter.order(Order::RaiseReadAhead { path, kib: READ_AHEAD_KIB }).await {
             tracing::warn!(%refusal, "reads in order will be slower");
         }
-        Ok(device)
+        Ok(())
     }
 
     /// When the kernel has done with a tree, so have we.
@@ -333,7 +338,7 @@ impl Worker {
         let gone: Vec<u32> = {
             let tables = self.tables();
             let erofs = tables.lingering.values().filter(|image| image.record.mode == Served::Erofs);
-            erofs.filter(|image| !is_in_use(&image.device)).map(|image| image.record.slot).collect()
+            erofs.filter(|image| !is_in_use(image.record.sysfs.as_deref())).map(|image| image.record.slot).collect()
         };
         for slot in gone {
             self.finish_image(slot);
@@ -452,9 +457,8 @@ pub(super) fn tree_name(slot: u32) -> String {
 }
 
 /// Whether the kernel still has an EROFS filesystem.
-fn is_in_use(device: &str) -> bool {
-    let _ = device;
-    false
+fn is_in_use(sysfs: Option<&str>) -> bool {
+    sysfs.is_some_and(|path| Path::new("/sys/fs").join(path).exists())
 }
 
 pub(super) fn refused(refusal: &Refusal) -> ApiError {

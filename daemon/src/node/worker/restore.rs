@@ -162,14 +162,7 @@ impl Worker {
             Ok(wanted) => self.open(&wanted).await.map(|opened| (opened, wanted.origin())),
             Err(error) => Err(error),
         };
-        let mut image = Image {
-            key: String::new(),
-            fs: Err(String::new()),
-            plain: Vec::new(),
-            mounts: users,
-            device: self.device_of(slot),
-            record,
-        };
+        let mut image = Image { key: String::new(), fs: Err(String::new()), plain: Vec::new(), mounts: users, record };
         match opened {
             Ok((opened, origin)) => {
                 let fs = self.file_system(opened, &image.record.data);
@@ -215,11 +208,6 @@ impl Worker {
         self.start_prefetch(fs, &image.record.data);
         fs.reader().start_sealing();
         Ok(())
-    }
-
-    fn device_of(&self, slot: u32) -> String {
-        let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-        table::on_top(&table, &self.image_path(slot)).map(|line| line.device).unwrap_or_default()
     }
 
     /// Mounts that are there go on; those that are not were never finished; those of dead images are made anew.

@@ -35,6 +35,9 @@ pub(super) struct ImageRecord {
     pub(super) platform: String,
     pub(super) mode: Served,
     pub(super) data: DataOptions,
+    /// Where the kernel shows it below `/sys/fs` as long as anybody uses it.
+    #[serde(default)]
+    pub(super) sysfs: Option<String>,
 }
 
 /// Where an image's data comes from, as requested. Mounts with equal ones share the image.
