@@ -5,13 +5,14 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
 use indicatif::{HumanBytes, HumanDuration};
-use lazo_daemon::{LiveMount, live_mounts};
 use lazo_storage::cache::admin::{CachedBlob, Inventory, KeptImage, Removed, Selection};
 use lazo_storage::cache::{LimitError, parse_size};
 use serde::Serialize;
 
 use crate::global::Global;
 use crate::output;
+use crate::table::table;
+use crate::users::{self, User};
 
 /// Hex digits of a digest in lists, as docker shows them.
 const SHOWN_DIGITS: usize = 12;
@@ -55,10 +56,10 @@ fn size(text: &str) -> Result<u64, LimitError> {
 impl Args {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
         let inventory = Inventory::read(global.state_dir())?;
-        let mounts = live_mounts(global.run_dir());
+        let mounts = users::users(global)?;
         match self.command {
             Command::Ls { json: true } => output::print(json(&List::of(&inventory, &mounts))?),
-            Command::Ls { json: false } => output::print(table(&inventory, &mounts)?),
+            Command::Ls { json: false } => output::print(list(&inventory, &mounts)?),
             Command::Rm { digests } => remove(&inventory, &mounts, &digests),
             Command::Prune { to, json } => prune(global, &inventory, &mounts, to, json),
         }
@@ -84,32 +85,26 @@ struct Item<'a> {
 }
 
 impl<'a> List<'a> {
-    fn of(inventory: &'a Inventory, mounts: &'a [LiveMount]) -> Self {
+    fn of(inventory: &'a Inventory, mounts: &'a [User]) -> Self {
         let item = |blob| Item { blob, mounts: users(blob, mounts).map(|mount| &*mount.mount_point).collect() };
         Self { disk_bytes: inventory.disk_bytes(), blobs: inventory.blobs.iter().map(item).collect() }
     }
 }
 
 /// The mounts of images that have a blob.
-fn users<'a>(blob: &'a CachedBlob, mounts: &'a [LiveMount]) -> impl Iterator<Item = &'a LiveMount> {
+fn users<'a>(blob: &'a CachedBlob, mounts: &'a [User]) -> impl Iterator<Item = &'a User> {
     mounts.iter().filter(|mount| blob.in_use && blob.images.contains(&mount.manifest))
 }
 
-fn table(inventory: &Inventory, mounts: &[LiveMount]) -> anyhow::Result<String> {
+fn list(inventory: &Inventory, mounts: &[User]) -> anyhow::Result<String> {
     let mut rows = vec![["BLOB", "ON DISK", "OF", "CHUNKS", "LAST USED", "IN USE BY", "IMAGES"].map(str::to_owned)];
     rows.extend(inventory.blobs.iter().map(|blob| row(blob, mounts)));
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 7] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in &rows {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
-        writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
-    }
+    let mut text = table(&rows);
     writeln!(text, "{} in {} blobs", HumanBytes(inventory.disk_bytes()), inventory.blobs.len())?;
     Ok(text)
 }
 
-fn row(blob: &CachedBlob, mounts: &[LiveMount]) -> [String; 7] {
+fn row(blob: &CachedBlob, mounts: &[User]) -> [String; 7] {
     let points: Vec<&str> = users(blob, mounts).map(|mount| &*mount.mount_point).collect();
     let users = match (blob.in_use, points.is_empty()) {
         (false, _) => "-".to_owned(),
@@ -140,7 +135,7 @@ fn ago(time: SystemTime) -> String {
     }
 }
 
-fn remove(inventory: &Inventory, mounts: &[LiveMount], names: &[String]) -> anyhow::Result<()> {
+fn remove(inventory: &Inventory, mounts: &[User], names: &[String]) -> anyhow::Result<()> {
     let mut refused = Vec::new();
     for name in names {
         match remove_one(inventory, mounts, name) {
@@ -151,7 +146,7 @@ fn remove(inventory: &Inventory, mounts: &[LiveMount], names: &[String]) -> anyh
     if refused.is_empty() { Ok(()) } else { bail!("{}", refused.join("; ")) }
 }
 
-fn remove_one(inventory: &Inventory, mounts: &[LiveMount], name: &str) -> anyhow::Result<Removed> {
+fn remove_one(inventory: &Inventory, mounts: &[User], name: &str) -> anyhow::Result<Removed> {
     let selection = inventory.select(name)?;
     if let Some(user) = user_of(&selection, mounts) {
         bail!("{name} is in use by {user}; unmount it first: lazo umount DIR");
@@ -164,8 +159,8 @@ fn remove_one(inventory: &Inventory, mounts: &[LiveMount], name: &str) -> anyhow
 }
 
 /// Who uses something of what is to be removed.
-fn user_of(selection: &Selection<'_>, mounts: &[LiveMount]) -> Option<String> {
-    let describe = |mount: &LiveMount| format!("the mount {} (process {})", mount.mount_point, mount.pid);
+fn user_of(selection: &Selection<'_>, mounts: &[User]) -> Option<String> {
+    let describe = |mount: &User| format!("the mount {} ({})", mount.mount_point, mount.server);
     let image = |image: &&KeptImage| mounts.iter().find(|mount| mount.manifest == image.digest);
     if let Some(mount) = selection.images.iter().find_map(image) {
         return Some(describe(mount));
@@ -194,7 +189,7 @@ struct Pruned {
 fn prune(
     global: &Global,
     inventory: &Inventory,
-    mounts: &[LiveMount],
+    mounts: &[User],
     to: Option<u64>,
     as_json: bool,
 ) -> anyhow::Result<()> {

@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
+use lazo_daemon::node::client::Client;
 use lazo_daemon::node::{self, config::Config};
 
 use crate::global::Global;
+use crate::output;
 
 /// Serve all images of this machine, whatever happens to the process that does it
 #[derive(Debug, clap::Args)]
@@ -13,6 +15,17 @@ use crate::global::Global;
 pub(crate) struct Args {
     #[command(flatten)]
     run: Run,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Go on with another program; programs that read wait for a moment and notice nothing else
+    Upgrade {
+        /// The program [default: what is now at the path of the one that runs]
+        binary: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -28,10 +41,11 @@ struct Run {
 impl Args {
     /// What is logged unless told otherwise.
     pub(crate) fn log_level(&self, global: &Global) -> anyhow::Result<String> {
-        Ok(match &self.run.process {
+        Ok(match self {
+            Self { command: Some(_), .. } => "warn".to_owned(),
             // Who starts it says it in the environment.
-            Some(_) => Config::default().log_level,
-            None => self.config(global)?.log_level,
+            Self { run: Run { process: Some(_), .. }, .. } => Config::default().log_level,
+            _ => self.config(global)?.log_level,
         })
     }
 
@@ -44,9 +58,24 @@ impl Args {
     }
 
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
+        if let Some(Command::Upgrade { binary }) = &self.command {
+            return upgrade(global, binary.as_ref());
+        }
         match &self.run.process {
             Some(name) => Ok(node::run_process(name)?),
             None => Ok(node::run(self.config(global)?)?),
         }
     }
+}
+
+fn upgrade(global: &Global, binary: Option<&PathBuf>) -> anyhow::Result<()> {
+    let Some(daemon) = Client::find(global.run_dir())? else {
+        bail!("no node daemon runs at {}", global.run_dir().display());
+    };
+    let binary = binary.map(std::fs::canonicalize).transpose().context("cannot find the program")?;
+    let now = daemon.upgrade(binary.as_deref())?;
+    output::print(format!(
+        "lazo {} serves now, as process {}, after {} ms\n",
+        now.version, now.worker_pid, now.pause_ms
+    ))
 }

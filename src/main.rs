@@ -13,7 +13,10 @@ mod interrupt;
 mod logfile;
 mod mount;
 mod output;
+mod stats;
+mod table;
 mod umount;
+mod users;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -35,12 +38,13 @@ struct Cli {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Convert(Box<convert::Args>),
-    Mount(mount::Args),
+    Mount(Box<mount::Args>),
     Umount(umount::Args),
     Check(check::Args),
     Inspect(inspect::Args),
     Cache(cache::Args),
     Daemon(daemon::Args),
+    Stats(stats::Args),
     Demo(demo::Args),
 }
 
@@ -71,6 +75,7 @@ impl Command {
             Self::Inspect(args) => args.run(global),
             Self::Cache(args) => args.run(global),
             Self::Daemon(args) => args.run(global),
+            Self::Stats(args) => args.run(global),
             Self::Demo(args) => args.run(global),
         }
     }

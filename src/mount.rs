@@ -1,7 +1,9 @@
 //! `lazo mount`: show an image's tree at once, fetch what is read.
 //!
-//! The command starts itself once more, as the process that serves the mount, and waits until that says on a pipe, which is its
+//! A node daemon makes the mount if one runs (`node`). Otherwise the command starts itself once more, as the process that serves the mount, and waits until that says on a pipe, which is its
 //! standard output, that the mount can be used, or why not.
+
+mod node;
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -10,14 +12,17 @@ use std::num::NonZeroU64;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::builder::RangedU64ValueParser;
+use lazo_daemon::node::client::Client;
+use lazo_daemon::node::protocol;
 use lazo_daemon::{MetricsAddr, MountOptions};
 use lazo_registry::{ImageRef, Platform};
 use lazo_storage::cache::{CacheOptions, Limit, parse_size};
-use lazo_storage::{Policy, SourceSpec};
+use lazo_storage::{Policy, SourceSpec, SpecError};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::global::Global;
@@ -35,11 +40,8 @@ const MAX_LOG_NAME: usize = 200;
 /// Bytes of the log shown when the serving process ends without a word.
 const LOG_TAIL: usize = 2000;
 
-/// As [`Policy::default`] has it.
-const DEFAULT_OUTAGE_LIMIT: u64 = 60;
-
-/// Longest outage limit, in seconds: a day. Beyond it, a program that hangs is the greater trouble.
-const MAX_OUTAGE_LIMIT: u64 = 86_400;
+/// Where the cache's limit may be named, for all mounts.
+const CACHE_LIMIT: &str = "LAZO_CACHE_LIMIT";
 
 /// Mount a lazo image: its tree is there at once, its data comes as it is read
 #[derive(Debug, clap::Args)]
@@ -51,10 +53,13 @@ pub(crate) struct Args {
     /// How to serve it
     #[arg(long, value_enum, default_value_t = Mode::Auto)]
     mode: Mode,
+    /// Serve it from a process of its own, even if a node daemon runs
+    #[arg(long)]
+    standalone: bool,
     /// Which of the image's platforms [default: this machine's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<Platform>,
-    /// Serve the mount from this process, with its log on stderr, until it is unmounted or interrupted
+    /// Serve the mount from this very process, with its log on stderr, until it is unmounted or interrupted
     #[arg(long)]
     foreground: bool,
     /// Answer GET /metrics at this address, besides the mount's own socket: HOST:PORT or unix:PATH
@@ -62,6 +67,8 @@ pub(crate) struct Args {
     metrics: Option<MetricsAddr>,
     #[command(flatten)]
     data: Data,
+    #[command(flatten)]
+    of_daemon: node::OfDaemon,
     /// Log file; makes this the serving process, with a parent that waits on its standard output
     #[arg(long, hide = true, env = LOG)]
     background_log: Option<PathBuf>,
@@ -74,13 +81,14 @@ struct Data {
     /// Take data from here before the image's own registry or layout is asked: oci:DIR, https://HOST/PATH/, http://HOST/PATH/ or
     /// s3://BUCKET[/PREFIX]; may be repeated
     #[arg(long, value_name = "SOURCE")]
-    source: Vec<SourceSpec>,
-    /// How long reads wait when no source answers, before they fail with an I/O error
-    #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_OUTAGE_LIMIT, value_parser = outage_limit())]
-    outage_limit: u64,
-    /// What to fetch before it is read
-    #[arg(long, value_enum, default_value_t = Prefetch::Hints)]
-    prefetch: Prefetch,
+    source: Vec<Source>,
+    /// How long reads wait when no source answers, before they fail with an I/O error [default: 60, or as the node daemon is
+    /// configured]
+    #[arg(long, value_name = "SECONDS", value_parser = outage_limit())]
+    outage_limit: Option<u64>,
+    /// What to fetch before it is read [default: hints, or as the node daemon is configured]
+    #[arg(long, value_enum)]
+    prefetch: Option<Prefetch>,
     /// Most bytes a second to fetch ahead of readers, for --prefetch too: a number, or one with K, M or G [default: no limit]
     #[arg(long, value_name = "BYTES/S", value_parser = rate)]
     background_rate: Option<NonZeroU64>,
@@ -88,16 +96,56 @@ struct Data {
     #[arg(long, value_name = "N/S")]
     background_requests: Option<NonZeroU64>,
     /// Most disk space that all cached data may take: a size such as 20G, a part of the file system such as 50%, or none
-    #[arg(long, value_name = "SIZE|PERCENT", env = "LAZO_CACHE_LIMIT", default_value_t = Limit::default())]
-    cache_limit: Limit,
+    /// [default: 50%]
+    #[arg(long, value_name = "SIZE|PERCENT", env = CACHE_LIMIT)]
+    cache_limit: Option<Limit>,
+}
+
+/// A source, and what a daemon is told of it: the text, which may hold a login, with an absolute path if it is one.
+#[derive(Clone, Debug)]
+struct Source {
+    spec: SourceSpec,
+    text: String,
+}
+
+impl FromStr for Source {
+    type Err = SpecError;
+
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let spec: SourceSpec = text.parse()?;
+        let text = if text.starts_with("oci:") { spec.to_string() } else { text.to_owned() };
+        Ok(Self { spec, text })
+    }
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Mode {
-    /// The best that this machine can do
+    /// The best that this machine can do; as configured, with a node daemon
     Auto,
+    /// The kernel's EROFS on blobs that the node daemon serves
+    Erofs,
     /// A FUSE mount of the whole tree
     Fuse,
+}
+
+impl From<Mode> for protocol::Mode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Auto => Self::Auto,
+            Mode::Erofs => Self::Erofs,
+            Mode::Fuse => Self::Fuse,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Restriction {
+    /// Set-user-ID and set-group-ID bits and file capabilities mean nothing
+    Nosuid,
+    /// Device files cannot be opened
+    Nodev,
+    /// Nothing can be executed
+    Noexec,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -110,7 +158,7 @@ enum Prefetch {
     All,
 }
 
-impl From<Prefetch> for lazo_storage::Prefetch {
+impl From<Prefetch> for protocol::Prefetch {
     fn from(prefetch: Prefetch) -> Self {
         match prefetch {
             Prefetch::None => Self::None,
@@ -132,18 +180,36 @@ impl Args {
     }
 
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
-        // Both are served by FUSE so far.
-        let (Mode::Auto | Mode::Fuse) = self.mode;
-        match &self.background_log {
-            Some(log) => self.serve_in_background(global, log),
-            None if self.foreground => Ok(lazo_daemon::serve(&self.options(global)?, || Ok(()))?),
-            None => self.start(global),
+        if let Some(log) = &self.background_log {
+            return self.serve_in_background(global, log);
         }
+        let daemon = if self.standalone { None } else { Client::find(global.run_dir())? };
+        if let Some(daemon) = daemon {
+            return node::mount(&self, global, &daemon);
+        }
+        if let Some(option) = self.needs_daemon() {
+            bail!(
+                "{option} needs the node daemon{}",
+                if self.standalone {
+                    ", so that it does not go with --standalone".to_owned()
+                } else {
+                    format!(", and none runs at {}; start it: lazo daemon", global.run_dir().display())
+                }
+            );
+        }
+        if self.foreground {
+            return Ok(lazo_daemon::serve(&self.options(global)?, || Ok(()))?);
+        }
+        self.start(global)
     }
 
-    /// Everything with absolute paths, as the serving process leaves the working directory.
-    fn options(&self, global: &Global) -> anyhow::Result<MountOptions> {
-        let global = global.absolute()?;
+    /// The first option that a process for one mount cannot do, if any is set.
+    fn needs_daemon(&self) -> Option<&'static str> {
+        if let Mode::Erofs = self.mode { Some("--mode erofs") } else { self.of_daemon.first() }
+    }
+
+    /// The image, with an absolute path if it has one.
+    fn image(&self) -> io::Result<ImageRef> {
         let mut image = self.image.clone();
         if let ImageRef::OciLayout { path, .. }
         | ImageRef::OciArchive { path, .. }
@@ -151,20 +217,30 @@ impl Args {
         {
             *path = std::path::absolute(&path)?;
         }
+        Ok(image)
+    }
+
+    /// Everything with absolute paths, as the serving process leaves the working directory.
+    fn options(&self, global: &Global) -> anyhow::Result<MountOptions> {
+        let global = global.absolute()?;
+        let mut policy = Policy::default();
+        if let Some(seconds) = self.data.outage_limit {
+            policy.outage_limit = Duration::from_secs(seconds);
+        }
         Ok(MountOptions {
-            image,
+            image: self.image()?,
             platform: self.platform.clone().unwrap_or_else(Platform::host),
             mount_point: std::path::absolute(&self.dir)?,
             registry: global.registry_options(),
             state_dir: global.state_dir().to_owned(),
-            cache: CacheOptions { limit: self.data.cache_limit },
+            cache: CacheOptions { limit: self.data.cache_limit.unwrap_or_default() },
             run_dir: global.run_dir().to_owned(),
             metrics: self.metrics.clone().map(absolute).transpose()?,
-            prefetch: self.data.prefetch.into(),
+            prefetch: protocol::Prefetch::from(self.data.prefetch.unwrap_or(Prefetch::Hints)).into(),
             background_bytes: self.data.background_rate,
             background_requests: self.data.background_requests,
-            sources: self.data.source.clone(),
-            policy: Policy { outage_limit: Duration::from_secs(self.data.outage_limit), ..Policy::default() },
+            sources: self.data.source.iter().map(|source| source.spec.clone()).collect(),
+            policy,
             log: self.background_log.clone(),
         })
     }
@@ -211,7 +287,7 @@ impl Args {
 }
 
 fn outage_limit() -> RangedU64ValueParser {
-    RangedU64ValueParser::new().range(0..=MAX_OUTAGE_LIMIT)
+    RangedU64ValueParser::new().range(0..=lazo_daemon::node::config::MAX_OUTAGE_LIMIT)
 }
 
 fn rate(text: &str) -> anyhow::Result<NonZeroU64> {
@@ -258,8 +334,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn defaults_are_those_of_the_library() {
-        assert_eq!(Policy::default().outage_limit, Duration::from_secs(DEFAULT_OUTAGE_LIMIT));
+    fn defaults_are_as_the_help_says() {
+        assert_eq!(Policy::default().outage_limit, Duration::from_secs(60));
+        assert_eq!(Limit::default().to_string(), "50%");
+    }
+
+    #[test]
+    fn a_daemon_is_told_of_sources_as_they_were_written() {
+        let text = |source: &str| source.parse::<Source>().unwrap().text;
+        assert_eq!(text("https://user:secret@host/path"), "https://user:secret@host/path");
+        assert_eq!(text("oci:nas"), format!("oci:{}", std::path::absolute("nas").unwrap().display()));
     }
 
     #[test]

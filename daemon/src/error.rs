@@ -41,7 +41,7 @@ pub enum Error {
         reason: String,
     },
     /// A path at which no lazo image is mounted.
-    #[error("{} is not a lazo mount; see them all with: grep fuse.lazo /proc/mounts", path.display())]
+    #[error("{} is not a lazo mount; see them all with: lazo stats --json", path.display())]
     NotMounted {
         /// The path.
         path: PathBuf,

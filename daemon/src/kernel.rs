@@ -107,7 +107,10 @@ pub(crate) fn raise_read_ahead(mounted: &Mounted) {
 }
 
 /// The path without links, for a mount that may have lost its server: its last part is not looked at.
-pub(crate) fn resolve(path: &Path) -> Result<PathBuf> {
+///
+/// # Errors
+/// When a directory on the way is not there.
+pub fn resolve(path: &Path) -> Result<PathBuf> {
     let failed = || Error::io::<io::Error>(format!("find {}", path.display()));
     let absolute = std::path::absolute(path).map_err(failed())?;
     match (absolute.parent(), absolute.file_name()) {

@@ -25,6 +25,6 @@ mod watch;
 pub use endpoint::MetricsAddr;
 pub use error::{Error, Result};
 pub use fs::{Attributes, Awaited, Entry, FileSystem, FsError, Ino, ReadPlan, Target, Totals};
-pub use kernel::check_mount_point;
+pub use kernel::{check_mount_point, resolve};
 pub use record::{LiveMount, live_mounts, umount};
 pub use serve::{MountOptions, serve};

@@ -135,6 +135,8 @@ pub struct LiveMount {
     pub manifest: String,
     /// Where it is mounted.
     pub mount_point: String,
+    /// The socket at which its process answers.
+    pub control: Option<PathBuf>,
 }
 
 /// The mounts that `run_dir` knows of and whose processes live.
@@ -143,7 +145,13 @@ pub fn live_mounts(run_dir: &Path) -> Vec<LiveMount> {
     let entries = fs::read_dir(run_dir.join("mounts")).into_iter().flatten().flatten();
     let records = entries.map(|entry| entry.path()).filter(|path| is_record(path, ""));
     let contents = records.filter_map(|record| Server::open(&record)).map(|server| server.content);
-    let mount = |c: Content| LiveMount { pid: c.pid, image: c.image, manifest: c.manifest, mount_point: c.mount_point };
+    let mount = |c: Content| LiveMount {
+        pid: c.pid,
+        image: c.image,
+        manifest: c.manifest,
+        mount_point: c.mount_point,
+        control: c.control.map(PathBuf::from),
+    };
     contents.map(mount).collect()
 }
 
@@ -154,17 +162,21 @@ fn remove_stale(record: &Path) {
     let _ = fs::remove_file(record);
 }
 
-/// Unmounts the lazo image at `path` and waits until the process that serves it has ended.
+/// Unmounts the lazo image at `path` and waits until the process that serves it has ended. With `lazy` it goes from the tree even if
+/// it is in use, and its process, which then lives on, is not waited for.
 ///
 /// # Errors
 /// [`Error::NotMounted`], [`Error::Busy`], [`Error::StillServing`].
-pub fn umount(path: &Path, run_dir: &Path) -> Result<()> {
+pub fn umount(path: &Path, run_dir: &Path, lazy: bool) -> Result<()> {
     let path = kernel::resolve(path)?;
     let Some(mounted) = kernel::find(&path)? else {
         return Err(Error::NotMounted { path });
     };
     let server = Server::find(run_dir, &mounted);
-    kernel::unmount(&path, false)?;
+    kernel::unmount(&path, lazy)?;
+    if lazy {
+        return Ok(());
+    }
     let Some(server) = server else {
         tracing::info!(run_dir = %run_dir.display(), "no process is known to serve the mount; it may have been killed");
         return Ok(());

@@ -245,10 +245,10 @@ fn a_mount_point_must_be_a_directory_and_free() {
     assert!(attempt(place.join("nothing")).contains("no such directory"));
     let mount = Mount::new(&place, image);
     assert!(attempt(mount.path.clone()).contains("already"));
-    let error = lazo_daemon::umount(&place.join("state"), &place.join("run")).unwrap_err();
+    let error = lazo_daemon::umount(&place.join("state"), &place.join("run"), false).unwrap_err();
     assert!(matches!(error, lazo_daemon::Error::NotMounted { .. }), "{error:?}");
     let open = File::open(mount.join("usr/empty")).unwrap();
-    let error = lazo_daemon::umount(&mount.path, &place.join("run")).unwrap_err();
+    let error = lazo_daemon::umount(&mount.path, &place.join("run"), false).unwrap_err();
     assert!(matches!(error, lazo_daemon::Error::Busy { .. }), "{error:?}");
     drop(open);
     mount.end();

@@ -218,26 +218,32 @@ impl Client {
         let until = Instant::now() + UPGRADE;
         let before = self.health()?;
         let request = UpgradeRequest { binary: binary.map(Path::to_owned) };
-        match self.send(Method::POST, "/v1/upgrade", &request, until, UPGRADE) {
-            // The worker that was asked is the one that ends.
-            Err(ClientError::Broken { source, .. }) => self.upgraded(&before, until, source),
-            result => result,
-        }
-    }
-
-    /// Waits for the worker that comes after an upgrade.
-    fn upgraded(&self, before: &Health, until: Instant, lost: io::Error) -> Result<UpgradeInfo> {
         let begin = Instant::now();
-        loop {
+        let version = match self.send::<UpgradeInfo>(Method::POST, "/v1/upgrade", &request, until, UPGRADE) {
+            Ok(info) => Some(info.version),
+            // The worker that was asked is the one that ends.
+            Err(ClientError::Broken { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        let health = loop {
             let health = self.health()?;
             if health.upgrades > before.upgrades {
-                let pause_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
-                return Ok(UpgradeInfo { version: self.version()?.version, worker_pid: health.worker_pid, pause_ms });
+                break health;
             }
             if Instant::now() > until {
-                return Err(self.broken(lost));
+                return Err(ClientError::Silent { socket: self.socket.clone(), limit: UPGRADE });
             }
             std::thread::sleep(PAUSE);
+        };
+        let pause_ms = u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let now = self.version()?.version;
+        match version {
+            Some(wanted) if wanted != now => {
+                let error =
+                    format!("lazo {wanted} did not get ready, so that {now} serves again; the daemon's log says why");
+                Err(ApiError::new(ErrorKind::Internal, error).into())
+            }
+            _ => Ok(UpgradeInfo { version: now, worker_pid: health.worker_pid, pause_ms }),
         }
     }
 
@@ -245,7 +251,12 @@ impl Client {
         let until = Instant::now() + LOOK;
         loop {
             match self.call(Method::GET, path, Bytes::new(), until, LOOK) {
-                Err(ClientError::Broken { .. }) if Instant::now() < until => std::thread::sleep(PAUSE),
+                // Refused: there is no supervisor any more.
+                Err(ClientError::Broken { source, .. })
+                    if source.kind() != io::ErrorKind::ConnectionRefused && Instant::now() < until =>
+                {
+                    std::thread::sleep(PAUSE);
+                }
                 result => return self.parse(&result?),
             }
         }

@@ -280,7 +280,7 @@ pub struct UpgradeInfo {
     pub version: String,
     /// The process.
     pub worker_pid: u32,
-    /// How long nobody served, milliseconds.
+    /// How long it took until the new one served, milliseconds; 0 in an answer that the old one gives.
     pub pause_ms: u64,
 }
 

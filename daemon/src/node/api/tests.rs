@@ -218,7 +218,7 @@ fn it_can_be_looked_at() {
     assert!(server.request("GET", "/metrics", "").contains("lazo_read_bytes_total 17\n"));
     assert!(server.request("GET", "/v1/cache", "").ends_with(r#"{"disk_bytes":0,"limit_bytes":0,"blobs":[]}"#));
     assert!(server.request("POST", "/v1/cache/prune", "").contains(r#""disk_bytes":0"#));
-    assert_eq!(client.upgrade(Some("/proc/self/exe".as_ref())).unwrap().pause_ms, 3);
+    assert!(server.request("POST", "/v1/upgrade", r#"{"binary": "/proc/self/exe"}"#).contains(r#""pause_ms":3"#));
     assert_eq!(client.upgrade(Some("/not/there".as_ref())).unwrap_err().kind(), Some(ErrorKind::Invalid));
 }
 
