@@ -10,7 +10,7 @@ use std::time::Duration;
 use lazo_registry::{ImageRef, Options, Platform, Source};
 use lazo_storage::cache::{Cache, CacheOptions};
 use lazo_storage::metrics::Metrics;
-use lazo_storage::{BlobSource, LazoImage, Parts, Policy, Prefetch, RateLimiter, Reader, SourceSpec, Upstream};
+use lazo_storage::{BlobSource, Bounds, LazoImage, Parts, Policy, Prefetch, RateLimiter, Reader, SourceSpec, Upstream};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -135,8 +135,15 @@ fn run(
     }
     let upstream = Upstream::new(sources, options.policy.clone(), Arc::clone(&metrics));
     let rate = RateLimiter::new(options.background_bytes, options.background_requests);
-    let parts =
-        Parts { index, upstream, cache, rate, metrics: Arc::clone(&metrics), runtime: runtime.handle().clone() };
+    let parts = Parts {
+        index,
+        upstream,
+        cache,
+        bounds: Bounds::default(),
+        rate,
+        metrics: Arc::clone(&metrics),
+        runtime: runtime.handle().clone(),
+    };
     let reader = Arc::new(Reader::new(parts));
     let (name, manifest) = (image.name().to_owned(), image.manifest_digest().to_string());
     let fs = Arc::new(FileSystem::new(image, Arc::clone(&reader)));

@@ -7,7 +7,7 @@
 mod request;
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,19 +17,16 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::blob::{Blob, Claim};
+use crate::bounds::{Bounds, IN_FLIGHT_KIB};
 use crate::error::ReadError;
 use crate::flight::{Flight, Outcome};
-use crate::metrics::{Label as _, Metrics, Priority};
-use crate::pool::{DecodePool, Worker};
+use crate::metrics::{Metrics, Priority};
+use crate::pool::Worker;
 use crate::rate::RateLimiter;
-use crate::staged::Staged;
+use crate::staged::Key;
 use crate::upstream::{SourceId, Upstream};
 use crate::window::{self, MAX_REQUEST, Neighbours};
 use request::{Load, Request};
-
-/// Stored bytes on their way, from request to decoded, in KiB for each [`Priority`]: 28 MiB in all, besides the staged ones. Each has
-/// its own, so that what is wanted now never waits for what may be wanted later.
-const IN_FLIGHT_KIB: [u32; Priority::ALL.len()] = [8 << 10, 8 << 10, 8 << 10, 4 << 10];
 
 /// A semaphore counts in KiB, to stay within 32 bits.
 const KIB: u64 = 1 << 10;
@@ -38,21 +35,22 @@ const KIB: u64 = 1 << 10;
 /// from a single one. What a cable or proxy did once it seldom does three times; a blob that is damaged where it lies stays so.
 const SPARE_ATTEMPTS: u32 = 2;
 
-/// Stored bytes in KiB that have left the staged ones and wait to be decoded.
-const SURPLUS_KIB: usize = 4 << 10;
-
 /// The part of a miss's window that lies before it. Programs read more often forwards than backwards; a third makes as few requests
 /// as this, and delays what is wanted more.
 const BEFORE: u64 = 4;
+
+/// Number of the next fetcher.
+static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// Fetches chunks: single-flight, neighbours in one request, within bounds.
 pub(crate) struct Fetcher {
     upstream: Upstream,
     runtime: Handle,
-    pool: DecodePool,
-    in_flight: [Arc<Semaphore>; Priority::ALL.len()],
-    staged: Staged,
-    surplus: Arc<Semaphore>,
+    /// Tells its chunks from other images'.
+    number: u64,
+    bounds: Bounds,
+    /// Room for what readers wait for: each image's own, so that one whose answers stall keeps no other waiting.
+    demanded: Arc<Semaphore>,
     neighbours: Neighbours,
     rate: RateLimiter,
     demand: Demand,
@@ -65,6 +63,12 @@ impl std::fmt::Debug for Fetcher {
     }
 }
 
+impl Drop for Fetcher {
+    fn drop(&mut self) {
+        self.bounds.staged.forget(self.number);
+    }
+}
+
 /// Requests that somebody waits for.
 #[derive(Debug)]
 struct Demand {
@@ -74,19 +78,28 @@ struct Demand {
 }
 
 impl Fetcher {
-    pub(crate) fn new(upstream: Upstream, rate: RateLimiter, metrics: Arc<Metrics>, runtime: Handle) -> Self {
+    pub(crate) fn new(
+        upstream: Upstream,
+        bounds: Bounds,
+        rate: RateLimiter,
+        metrics: Arc<Metrics>,
+        runtime: Handle,
+    ) -> Self {
         Self {
             upstream,
             runtime,
-            pool: DecodePool::default(),
-            in_flight: IN_FLIGHT_KIB.map(|kib| Arc::new(Semaphore::new(kib as usize))),
-            staged: Staged::default(),
-            surplus: Arc::new(Semaphore::new(SURPLUS_KIB)),
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            bounds,
+            demanded: Arc::new(Semaphore::new(IN_FLIGHT_KIB[Priority::Demand as usize] as usize)),
             neighbours: Neighbours::default(),
             rate,
             demand: Demand { running: AtomicU32::new(0), last: Mutex::new(Instant::now()) },
             metrics,
         }
+    }
+
+    fn key(&self, chunk: u32) -> Key {
+        (self.number, chunk)
     }
 
     pub(crate) fn upstream(&self) -> &Upstream {
@@ -125,7 +138,7 @@ impl Fetcher {
         let mut load = Load::new(&self.metrics, Priority::Demand, stored);
         if let Some((room, permit)) = self.spare_room(claim.blob(), stored) {
             let before = room / BEFORE;
-            claim.widen(before, room - before, |chunk| self.staged.has(chunk))?;
+            claim.widen(before, room - before, |chunk| self.bounds.staged.has(self.key(chunk)))?;
             let brought = claim.stored()? - stored;
             self.neighbours.brought(brought);
             load.add(&self.metrics, Priority::Ahead, brought, permit);
@@ -143,7 +156,8 @@ impl Fetcher {
         if room == 0 || !blob.has_room() {
             return None;
         }
-        let permit = Arc::clone(&self.in_flight[Priority::Ahead as usize]).try_acquire_many_owned(kib(room)).ok()?;
+        let permit =
+            Arc::clone(&self.bounds.in_flight[Priority::Ahead as usize]).try_acquire_many_owned(kib(room)).ok()?;
         self.rate.try_admit(room).then_some((room, permit))
     }
 
@@ -196,7 +210,7 @@ impl Fetcher {
 
     /// Stored bytes of those chunks that are not at hand, on their way or not.
     fn absent_bytes(&self, blob: &Blob, chunks: Range<u32>) -> Result<u64, Arc<ReadError>> {
-        let absent = chunks.filter(|chunk| !blob.is_present(*chunk) && !self.staged.has(*chunk));
+        let absent = chunks.filter(|chunk| !blob.is_present(*chunk) && !self.bounds.staged.has(self.key(*chunk)));
         absent.map(|chunk| Ok(u64::from(blob.chunk(chunk)?.compressed_size))).sum()
     }
 
@@ -222,7 +236,7 @@ impl Fetcher {
         let mut absent = Vec::new();
         let mut at = claim.chunks().start;
         while at < claim.chunks().end {
-            let Some(bytes) = self.staged.take(at) else {
+            let Some(bytes) = self.bounds.staged.take(self.key(at)) else {
                 at += 1;
                 continue;
             };
@@ -245,13 +259,17 @@ impl Fetcher {
     /// Waits until there is room for so many stored bytes. `None` only when the mount ends.
     async fn admit(&self, priority: Priority, stored: u64) -> Option<OwnedSemaphorePermit> {
         let most = IN_FLIGHT_KIB[priority as usize];
-        Arc::clone(&self.in_flight[priority as usize]).acquire_many_owned(kib(stored).min(most)).await.ok()
+        let room = match priority {
+            Priority::Demand => &self.demanded,
+            _ => &self.bounds.in_flight[priority as usize],
+        };
+        Arc::clone(room).acquire_many_owned(kib(stored).min(most)).await.ok()
     }
 
     fn decode(&self, job: Job) {
         let chunk = job.claim.chunks().start;
         let flight = job.claim.blob().flights_of(chunk..chunk + 1).pop();
-        self.pool.submit(job.priority, flight, move |worker| job.run(worker));
+        self.bounds.pool.submit(job.priority, flight, move |worker| job.run(worker));
     }
 
     /// Decodes a chunk whose bytes were staged, and so are of no answer under way.
@@ -263,26 +281,31 @@ impl Fetcher {
     /// Keeps a chunk that nobody wants yet, and makes room for it.
     async fn stage(self: &Arc<Self>, claim: Claim, bytes: Bytes) -> Result<(), Claim> {
         let (blob, chunk) = (Arc::clone(claim.blob()), claim.chunks().start);
-        blob.park(claim, || self.staged.put(&blob, chunk, bytes))?;
+        let staged = &self.bounds.staged;
+        blob.park(claim, || staged.put(self.key(chunk), self, &blob, bytes))?;
         // Each round takes one out, unless somebody else is about to.
-        while let Some((blob, chunk)) = self.staged.surplus() {
+        while let Some((key, fetcher, blob)) = staged.surplus() {
+            let (Some(fetcher), chunk) = (fetcher.upgrade(), key.1) else {
+                staged.take(key);
+                continue;
+            };
             let claims = blob.claim_absent(chunk..chunk + 1);
             let Some(claim) = claims.into_iter().next() else {
                 // Whoever has the charge of it takes it out; or it came into the cache by another way, another process's perhaps.
                 if blob.flights_of(chunk..chunk + 1).is_empty() {
-                    self.staged.take(chunk);
+                    staged.take(key);
                     continue;
                 }
                 break;
             };
-            match self.staged.take(chunk) {
+            match staged.take(key) {
                 None => claim.land(&Outcome::GivenUp),
                 Some(bytes) => {
-                    let mut load = Load::new(&self.metrics, Priority::Ahead, bytes.len() as u64);
+                    let mut load = Load::new(&fetcher.metrics, Priority::Ahead, bytes.len() as u64);
                     // What waits for the network never holds of this, so that decoding alone paces it.
-                    let permit = Arc::clone(&self.surplus).acquire_many_owned(kib(bytes.len() as u64)).await;
+                    let permit = Arc::clone(&self.bounds.surplus).acquire_many_owned(kib(bytes.len() as u64)).await;
                     load.hold(permit.ok().map(Arc::new));
-                    self.decode_at_hand(claim, bytes, Priority::Fill, load);
+                    fetcher.decode_at_hand(claim, bytes, Priority::Fill, load);
                 }
             }
         }

@@ -23,6 +23,7 @@
 
 mod bits;
 mod blob;
+mod bounds;
 pub mod cache;
 pub mod check;
 mod error;
@@ -46,6 +47,7 @@ mod upstream;
 mod walk;
 mod window;
 
+pub use bounds::Bounds;
 pub use error::{Error, ReadError, Result};
 pub use image::LazoImage;
 pub use mapped::Mapped;

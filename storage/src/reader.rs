@@ -8,6 +8,7 @@ use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
 use crate::blob::Blob;
+use crate::bounds::Bounds;
 use crate::cache::Cache;
 use crate::error::ReadError;
 use crate::fetch::Fetcher;
@@ -32,6 +33,8 @@ pub struct Parts {
     pub upstream: Upstream,
     /// Where they stay.
     pub cache: Arc<Cache>,
+    /// Memory and threads for fetching, shared by all readers of a process.
+    pub bounds: Bounds,
     /// Bound on what nobody waits for.
     pub rate: RateLimiter,
     /// What counts.
@@ -51,7 +54,7 @@ impl Parts {
     ) -> Self {
         let metrics = Arc::new(Metrics::new());
         let upstream = Upstream::new(sources, Policy::default(), Arc::clone(&metrics));
-        Self { index, upstream, cache, rate: RateLimiter::new(None, None), metrics, runtime }
+        Self { index, upstream, cache, bounds: Bounds::default(), rate: RateLimiter::new(None, None), metrics, runtime }
     }
 }
 
@@ -72,12 +75,12 @@ impl Reader {
     /// A reader of the blobs in the index.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { index, upstream, cache, rate, metrics, runtime } = parts;
+        let Parts { index, upstream, cache, bounds, rate, metrics, runtime } = parts;
         Self {
             blobs: (0..index.blob_count()).map(|_| OnceLock::new()).collect(),
             opening: Mutex::default(),
             cache,
-            fetcher: Arc::new(Fetcher::new(upstream, rate, Arc::clone(&metrics), runtime.clone())),
+            fetcher: Arc::new(Fetcher::new(upstream, bounds, rate, Arc::clone(&metrics), runtime.clone())),
             metrics,
             background: Mutex::default(),
             index,

@@ -4,25 +4,36 @@
 //! Most of them are never read; to decode those would cost more than all the rest of a start. What does not fit here any more
 //! is decoded after all and goes into the cache, so that nothing is fetched twice.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
 use lru::LruCache;
 
 use crate::blob::Blob;
+use crate::fetch::Fetcher;
 
 /// Most stored bytes that lie here: twelve requests of the largest window. A start of Python with numpy brings 58 MB along
 /// beside what it reads; the part that does not fit is decoded in vain, and that should be the smaller one.
 pub(crate) const MAX_STAGED: u64 = 36 << 20;
 
-/// Stored, unverified bytes of chunks by their number in the image.
+/// A chunk: which image's, by its fetcher's number, and its number there.
+pub(crate) type Key = (u64, u32);
+
+/// Stored, unverified bytes of chunks of all images.
 #[derive(Debug, Default)]
 pub(crate) struct Staged(Mutex<State>);
 
 #[derive(Debug)]
 struct State {
-    chunks: LruCache<u32, (Arc<Blob>, Bytes)>,
+    chunks: LruCache<Key, Kept>,
     bytes: u64,
+}
+
+#[derive(Debug)]
+struct Kept {
+    bytes: Bytes,
+    fetcher: Weak<Fetcher>,
+    blob: Arc<Blob>,
 }
 
 impl Default for State {
@@ -33,32 +44,42 @@ impl Default for State {
 
 impl Staged {
     /// Keeps a chunk's bytes. [`Staged::surplus`] is to be asked afterwards.
-    pub(crate) fn put(&self, blob: &Arc<Blob>, chunk: u32, bytes: Bytes) {
+    pub(crate) fn put(&self, key: Key, fetcher: &Arc<Fetcher>, blob: &Arc<Blob>, bytes: Bytes) {
         let mut state = self.lock();
         state.bytes += bytes.len() as u64;
-        if let Some((_, before)) = state.chunks.put(chunk, (Arc::clone(blob), bytes)) {
-            state.bytes -= before.len() as u64;
+        let kept = Kept { bytes, fetcher: Arc::downgrade(fetcher), blob: Arc::clone(blob) };
+        if let Some(before) = state.chunks.put(key, kept) {
+            state.bytes -= before.bytes.len() as u64;
         }
     }
 
     /// Whether a chunk is here.
-    pub(crate) fn has(&self, chunk: u32) -> bool {
-        self.lock().chunks.contains(&chunk)
+    pub(crate) fn has(&self, key: Key) -> bool {
+        self.lock().chunks.contains(&key)
     }
 
     /// Takes a chunk's bytes out.
-    pub(crate) fn take(&self, chunk: u32) -> Option<Bytes> {
+    pub(crate) fn take(&self, key: Key) -> Option<Bytes> {
         let mut state = self.lock();
-        let (_, bytes) = state.chunks.pop(&chunk)?;
-        state.bytes -= bytes.len() as u64;
-        Some(bytes)
+        let kept = state.chunks.pop(&key)?;
+        state.bytes -= kept.bytes.len() as u64;
+        Some(kept.bytes)
     }
 
-    /// The chunk that is to be taken out since there is more here than should be: the one that has been here longest.
-    pub(crate) fn surplus(&self) -> Option<(Arc<Blob>, u32)> {
+    /// The chunk that is to be taken out since there is more here than should be, and whose it is: the one that has been here longest.
+    pub(crate) fn surplus(&self) -> Option<(Key, Weak<Fetcher>, Arc<Blob>)> {
         let state = self.lock();
         let oldest = (state.bytes > MAX_STAGED).then(|| state.chunks.peek_lru()).flatten();
-        oldest.map(|(chunk, (blob, _))| (Arc::clone(blob), *chunk))
+        oldest.map(|(key, kept)| (*key, Weak::clone(&kept.fetcher), Arc::clone(&kept.blob)))
+    }
+
+    /// Drops what is here of an image that has gone.
+    pub(crate) fn forget(&self, fetcher: u64) {
+        let mut state = self.lock();
+        let keys: Vec<Key> = state.chunks.iter().map(|(key, _)| *key).filter(|(whose, _)| *whose == fetcher).collect();
+        for kept in keys.iter().filter_map(|key| state.chunks.pop(key)).collect::<Vec<_>>() {
+            state.bytes -= kept.bytes.len() as u64;
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -28,9 +28,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use lazo_registry::Options;
-use lazo_storage::SourceSpec;
 use lazo_storage::cache::Cache;
 use lazo_storage::metrics::Metrics;
+use lazo_storage::{Bounds, SourceSpec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{Notify, mpsc};
@@ -78,6 +78,7 @@ struct Worker {
     registry: Options,
     metrics: Arc<Metrics>,
     cache: Arc<Cache>,
+    bounds: Bounds,
     runtime: Handle,
     keeper: Keeper,
     mounter: Mounter,
@@ -144,6 +145,7 @@ impl Worker {
             registry: config.registry_options(),
             metrics,
             cache,
+            bounds: Bounds::default(),
             runtime,
             keeper,
             mounter,

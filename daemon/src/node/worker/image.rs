@@ -141,6 +141,7 @@ impl Worker {
             index: Arc::clone(opened.image.index()),
             upstream: Upstream::new(opened.sources, policy, Arc::clone(&self.metrics)),
             cache: Arc::clone(&self.cache),
+            bounds: self.bounds.clone(),
             rate: RateLimiter::new(self.config.background_rate, self.config.background_requests),
             metrics: Arc::clone(&self.metrics),
             runtime: self.runtime.clone(),
