@@ -20,7 +20,7 @@ use super::client::MAX_ORDERS;
 use super::namespace::Namespaces;
 use super::{Answer, Hello, Refusal, Reply, Request, sys};
 use crate::error::{Error, Result};
-use crate::node::link;
+use crate::node::{harden, link};
 
 /// Stack of a thread that carries out an order, in bytes.
 const STACK: usize = 256 << 10;
@@ -33,6 +33,7 @@ const LOCK_PERIOD: i64 = 5_000_000;
 /// # Errors
 /// When nothing can be carried out at all, or the worker cannot be understood.
 pub(in crate::node) fn run_mounter() -> Result<()> {
+    harden::mounter().map_err(Error::io::<io::Error>("give up rights"))?;
     run(["/proc/self/exe", "daemon", "--process", "userns"].map(OsString::from).to_vec())
 }
 

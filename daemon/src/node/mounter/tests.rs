@@ -22,6 +22,7 @@ use super::*;
 #[test]
 #[ignore = "the process of other tests"]
 fn process() {
+    crate::node::harden::mounter_thread();
     // In place of a program of ours that runs `run_user_namespace`.
     let program = ["unshare", "--user", "sh", "-c", "echo; exec cat"];
     super::process::run(program.map(Into::into).to_vec()).unwrap();
