@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::config::Config;
-use super::link;
+use super::{harden, link};
 use crate::error::{Error, Result};
 
 /// Waits between workers that end before they are ready: none, then this, doubled each time.
@@ -116,6 +116,7 @@ enum Event {
 pub(super) fn run(config: Config) -> Result<()> {
     let failed = || Error::io::<io::Error>("start the daemon");
     let (events, received) = mpsc::channel();
+    harden::supervisor().map_err(failed())?;
     watch_signals(events.clone()).map_err(failed())?;
     let program = Arc::new(Program::open(Path::new("/proc/self/exe")).map_err(failed())?);
     let files = inherited().map_err(failed())?;

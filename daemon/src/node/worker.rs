@@ -39,6 +39,7 @@ use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::node::api::{self, Access, Node};
 use crate::node::config::Config;
+use crate::node::harden;
 use crate::node::mounter::{Mounter, Starting};
 use crate::node::protocol::{
     ApiError, ErrorKind, Health, ImageInfo, MountInfo, MountRequest, SOCKET, Served, UpgradeInfo,
@@ -105,6 +106,7 @@ pub(super) fn run() -> Result<()> {
     }
     // With all rights, and before there are threads, which would keep theirs.
     let starting = Starting::spawn(&config.run_dir).map_err(Error::io::<io::Error>("start the process that mounts"))?;
+    harden::worker(&[&config.state_dir, &config.run_dir]).map_err(Error::io::<io::Error>("give up rights"))?;
     let runtime = runtime().map_err(Error::io::<io::Error>("start threads"))?;
     let wishes = keeper.listen().map_err(Error::io::<io::Error>("start a thread"))?;
     let mounter = starting.connect().map_err(Error::io::<io::Error>("start threads"))?;
