@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lazo_format::{BlobIndex, BlobRecord, ChunkIndex, ChunkRecord, Index, IndexError};
 
 use crate::bits::Bits;
-use crate::cache::{BlobCache, Cache};
+use crate::cache::{BlobCache, Cache, PlainBlob, Sealed};
 use crate::error::ReadError;
 use crate::flight::{Flight, Outcome};
 use crate::mapped::Mapped;
@@ -127,6 +128,30 @@ impl Blob {
     /// Whether a chunk is verified already; does no I/O.
     pub(crate) fn is_verified(&self, chunk: u32) -> bool {
         self.cache.is_verified(self.local(chunk))
+    }
+
+    /// Whether all of it is in the cache's file, as far as is known.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.cache.is_complete()
+    }
+
+    /// Whether the kernel could be given the cache's file now.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.cache.is_sealed()
+    }
+
+    /// Verifies the whole blob in the cache and seals it, for as long as `go_on` says so.
+    pub(crate) fn seal(&self, go_on: impl Fn() -> bool) -> Sealed {
+        let check = |chunk: u32, bytes: &[u8]| {
+            let record = self.record.first_chunk.0.checked_add(chunk).map(|chunk| self.chunk(chunk));
+            matches!(record, Some(Ok(record)) if lazo_format::chunk::verify(&record, bytes).is_ok())
+        };
+        self.cache.seal(check, go_on)
+    }
+
+    /// The cache's file, for the kernel, if it is sealed.
+    pub(crate) fn plain(&self) -> io::Result<Option<PlainBlob>> {
+        self.cache.plain()
     }
 
     /// Takes on the fetching of the whole blob, unless another process does it.

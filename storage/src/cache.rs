@@ -5,13 +5,14 @@
 //! STATE/cache.use                    bytes in use, counted by all processes together (`ledger`)
 //! STATE/blobs/<blob>.<table>/data    sparse file laid out as the blob's device space
 //!                            ready   bitmap of the chunks that some process has written
+//!                            sealed  note that `data` was verified as a whole, in this boot, and as which file
 //!                            lock    locked, shared, by each process that uses the blob; its time is that of the last use
 //! ```
 //! Crash-only: nothing is synced, the bitmap is a hint, and each process hashes each chunk before its first use. What is written to
 //! `data` is the same verified bytes at the same place whoever writes it, so that processes share a blob without more
 //! agreement than the lock: who gets it exclusively may remove the directory or punch holes, as nobody else has verified anything
 //! in it. `data` is locked in the same way by who uses or punches it, in case `lock` is removed; and it is never made longer.
-//! Removing or cutting files under a reader costs fetches and is no wrong byte.
+//! A sealed file, which the kernel may read by itself, is changed by nobody: see `files/stage.rs` and `blob/seal.rs`. Removing or cutting files under a reader costs fetches and is no wrong byte.
 //!
 //! The disk space of all blobs stays within a [`Limit`]: room is taken before a chunk is written, and a thread (`evict`) makes
 //! room. What finds none, because of the limit or a full or read-only disk, is served from a bounded memory (`overflow`), and storing
@@ -38,20 +39,28 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::Notify;
 
-pub(crate) use blob::BlobCache;
+pub use blob::PlainBlob;
+pub(crate) use blob::{BlobCache, Sealed};
 pub(crate) use files::make_dir;
 pub use limit::{LIMIT_SLACK, Limit, LimitError, MIN_LIMIT, parse_size};
 
 use crate::error::{Error, Result};
 use crate::metrics::{Evicted, Metrics};
 use crate::overflow::Overflow;
+use crate::trim::Trimmer;
 use evict::{Desk, Marks, Need};
 use ledger::{Ledger, NoRoom};
 use pause::Pause;
 
 /// Version of the state directory's layout, and the file that says so.
-const VERSION: &str = "1";
+const VERSION: &str = "2";
+
+/// The layout before there were sealed files. This one is the same otherwise, so that such a directory is taken over; who knows only that
+/// one must not, as it would punch them.
+const UNSEALED_VERSION: &str = "1";
+
 const VERSION_FILE: &str = "version";
 
 /// The overflow's memory is given back when nobody has used it for so long.
@@ -87,6 +96,11 @@ pub struct Cache {
     turn: Mutex<()>,
     pause: Pause,
     overflow: Overflow,
+    trimmer: Arc<Trimmer>,
+    /// Told when a blob's last chunk has been stored.
+    completed: Notify,
+    /// Held by who verifies a whole blob: one at a time, as it takes the disk and a core.
+    sealing: tokio::sync::Mutex<()>,
     metrics: Arc<Metrics>,
 }
 
@@ -119,6 +133,9 @@ impl Cache {
             turn: Mutex::default(),
             pause: Pause::default(),
             overflow: Overflow::default(),
+            trimmer: Arc::new(Trimmer::start().map_err(Error::io("start a thread for", state_dir))?),
+            completed: Notify::new(),
+            sealing: tokio::sync::Mutex::default(),
             metrics,
         });
         cache.renew_limit();
@@ -152,6 +169,27 @@ impl Cache {
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.pause.is_over()
+    }
+
+    /// What keeps the page cache free of the copies that this process would leave there.
+    #[must_use]
+    pub fn trimmer(&self) -> &Arc<Trimmer> {
+        &self.trimmer
+    }
+
+    #[cfg(test)]
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Told when a blob's last chunk has been stored.
+    pub(crate) fn completed(&self) -> &Notify {
+        &self.completed
+    }
+
+    /// The right to verify a whole blob.
+    pub(crate) async fn begin_sealing(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.sealing.lock().await
     }
 
     /// Looks up what the limit is in bytes: a file system can be resized.
@@ -301,7 +339,7 @@ fn check_version(state_dir: &Path) -> Result<bool> {
     match fs::read_to_string(&path) {
         Ok(version) if version.trim() == VERSION => Ok(true),
         // Another process has made it and not yet written to it, or was killed then.
-        Ok(version) if version.is_empty() => Ok(false),
+        Ok(version) if version.is_empty() || version.trim() == UNSEALED_VERSION => Ok(false),
         Ok(version) => Err(Error::OtherVersion { path, version: version.trim().to_owned() }),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
         Err(source) => Err(Error::Io { what: "read", path, source }),

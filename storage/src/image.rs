@@ -17,7 +17,7 @@
 
 mod download;
 mod keep;
-mod stamp;
+pub(crate) mod stamp;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -39,15 +39,18 @@ mod prefetch;
 mod rate;
 mod readahead;
 mod reader;
+mod seal;
 mod source;
 mod staged;
 #[cfg(test)]
 mod tests;
+mod trim;
 mod upstream;
 mod walk;
 mod window;
 
 pub use bounds::Bounds;
+pub use cache::PlainBlob;
 pub use error::{Error, ReadError, Result};
 pub use image::LazoImage;
 pub use mapped::Mapped;
@@ -59,5 +62,6 @@ pub use source::{
     BlobSource, BucketSource, ByteStream, EndpointSource, ErrorKind, LayoutSource, SourceError, SourceSpec, SpecError,
     WebSource, of_image,
 };
+pub use trim::Trimmer;
 pub use upstream::{Body, Cause, Policy, Reason, SourceId, Speed, Tried, Upstream, UpstreamError, Urgency};
 pub use walk::ResolveError;

@@ -145,6 +145,8 @@ metrics! {
         cache_overflow_bytes: Gauge = "lazo_cache_overflow_bytes";
         /// Chunks that the cache had marked as ready, but whose bytes did not match the chunk index. They were fetched again.
         cache_damaged_chunks: Counter = "lazo_cache_damaged_chunks_total";
+        /// Blobs that were there as a whole and were verified once more in the background, so that the kernel may read them by itself.
+        cache_sealed: Counter = "lazo_cache_sealed_total";
     }
     "Process" {
         /// Always 1; its label is the version.

@@ -69,6 +69,7 @@ pub struct Reader {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) runtime: Handle,
     pub(crate) background: Mutex<Option<JoinHandle<()>>>,
+    pub(crate) sealing: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Reader {
@@ -83,6 +84,7 @@ impl Reader {
             fetcher: Arc::new(Fetcher::new(upstream, bounds, rate, Arc::clone(&metrics), runtime.clone())),
             metrics,
             background: Mutex::default(),
+            sealing: Mutex::default(),
             index,
             runtime,
         }
@@ -208,8 +210,10 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        if let Some(task) = self.background.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
-            task.abort();
+        for task in [&mut self.background, &mut self.sealing] {
+            if let Some(task) = task.get_mut().unwrap_or_else(PoisonError::into_inner).take() {
+                task.abort();
+            }
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The data path against a source that counts, fails and lies.
 #![expect(clippy::cast_possible_truncation, reason = "a blob of some megabytes")]
 
+mod sealing;
+
 use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io::Write as _;

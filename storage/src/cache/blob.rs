@@ -6,6 +6,8 @@
 //! shares the lock `changing`, which an eviction holds alone for one batch; so that no bit is set for what is just being
 //! punched. `files` is replaced only when somebody else has removed or cut them.
 
+mod seal;
+
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
@@ -13,14 +15,19 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
 
-use super::files::{Files, Harm, Shape};
+pub use seal::PlainBlob;
+pub(crate) use seal::Sealed;
+
+use super::files::{Files, Harm, Shape, Stage};
 use super::lock;
 use super::pause::Pause;
 use super::{Cache, say_paused};
 use crate::bits::Bits;
 use crate::metrics::Evicted;
 use crate::overflow::Key;
+use crate::trim;
 
 /// Device addresses and chunk sizes are multiples of this.
 const BLOCK: u64 = 4096;
@@ -69,6 +76,8 @@ pub(crate) struct BlobCache {
     solid: AtomicBool,
     /// After a failure of these files alone.
     pause: Pause,
+    /// When an eviction has last made a sealed file one that can be punched.
+    thawed: Mutex<Option<Instant>>,
 }
 
 /// How far an eviction came.
@@ -113,6 +122,7 @@ impl BlobCache {
             told: AtomicBool::new(false),
             solid: AtomicBool::new(false),
             pause: Pause::default(),
+            thawed: Mutex::default(),
         };
         if let Some(error) = failure {
             blob.cannot_store(&error);
@@ -168,6 +178,7 @@ impl BlobCache {
             scratch.resize(usize::try_from(range.end - range.start).unwrap_or_default(), 0);
             files.as_ref().is_some_and(|files| files.read(scratch, range.start).is_ok()) && check(scratch)
         });
+        self.read_was_served(files.as_ref(), &range);
         if intact {
             self.used.set(chunk);
             self.verified.set(chunk);
@@ -238,16 +249,28 @@ impl BlobCache {
     }
 
     fn read_file(&self, at: u64, buf: &mut [u8]) -> bool {
-        match self.files().as_ref().map(|files| files.read(buf, at)) {
-            Some(Ok(())) => true,
+        let files = self.files();
+        match files.as_ref().map(|files| files.read(buf, at)) {
+            Some(Ok(())) => {
+                self.read_was_served(files.as_ref(), &(at..at + buf.len() as u64));
+                true
+            }
             // Cut. The next store finds out, and says so.
             Some(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => false,
             Some(Err(error)) => {
+                drop(files);
                 // Not to be written there at once.
                 self.cannot_store(&error);
                 false
             }
             None => false,
+        }
+    }
+
+    /// Who has asked for it keeps it, so that the file's own pages can go.
+    fn read_was_served(&self, files: Option<&Files>, range: &Range<u64>) {
+        if let Some(file) = files.and_then(Files::cached) {
+            self.cache.trimmer.served(file, range.clone());
         }
     }
 
@@ -321,8 +344,16 @@ impl BlobCache {
         if files.harm(&self.shape)?.is_some() {
             return Ok(false);
         }
-        files.write(bytes, self.range(chunk).start)?;
-        if files.harm(&self.shape)?.is_some() {
+        if let Some(_writing) = files.begin_write()? {
+            let range = self.range(chunk);
+            files.write(bytes, range.start)?;
+            if files.harm(&self.shape)?.is_some() {
+                return Ok(false);
+            }
+            if let Some(file) = files.cached() {
+                self.cache.trimmer.written(file, range);
+            }
+        } else if !self.has_already(files, chunk, bytes)? {
             return Ok(false);
         }
         self.used.set(chunk);
@@ -334,6 +365,9 @@ impl BlobCache {
         }
         self.verified.set(chunk);
         self.active.store(true, Ordering::Relaxed);
+        if (0..self.shape.chunks).all(|chunk| self.is_covered(chunk)) {
+            self.cache.completed.notify_waiters();
+        }
         Ok(true)
     }
 
@@ -349,6 +383,7 @@ impl BlobCache {
         self.verified.take(chunk);
         self.ready.take(chunk);
         if let Some(files) = files {
+            files.withdraw(&self.dir);
             let _updating = self.updating.lock().unwrap_or_else(PoisonError::into_inner);
             let _ = files.write_ready(chunk, false);
         }
@@ -422,6 +457,9 @@ impl BlobCache {
     /// another process uses the blob.
     pub(super) fn evict(&self, chunks: Range<u32>, want: u64) -> Progress {
         let end = chunks.end.min(self.shape.chunks);
+        if self.is_given() {
+            return Progress { freed: 0, next: None };
+        }
         let (mut freed, mut next) = (self.sweep(), chunks.start);
         while next < end && freed < want {
             let (victims, behind) = self.victims(next..end, want - freed);
@@ -485,6 +523,10 @@ impl BlobCache {
         if !self.unswept.load(Ordering::Relaxed) || self.solid.load(Ordering::Relaxed) {
             return 0;
         }
+        // All of a sealed file is covered.
+        if self.files().as_ref().is_some_and(|files| files.stage().ok() != Some(Stage::Open)) {
+            return 0;
+        }
         let swept = self.alone_with_files(|files| {
             // A read under way may have seen a chunk verified that has been forgotten since.
             self.changes.fetch_add(1, Ordering::AcqRel);
@@ -521,6 +563,10 @@ impl BlobCache {
         let files = self.files();
         let files = files.as_ref()?;
         if !files.seize().unwrap_or(false) {
+            return None;
+        }
+        if !self.may_change(files) {
+            files.share();
             return None;
         }
         let before = files.disk_bytes();
@@ -567,6 +613,7 @@ impl Drop for BlobCache {
     fn drop(&mut self) {
         if let Some(files) = self.files().as_ref() {
             files.touch();
+            files.cached().into_iter().for_each(|file| trim::drop_all(file));
         }
         self.cache.closed(&self.dir);
     }

@@ -1,15 +1,21 @@
 //! The files of one blob's cache, opened under a shared lock on its directory.
 
+mod stage;
+
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, SeekFrom, Timespec, Timestamps, UTIME_NOW, fallocate, futimens, seek};
 use rustix::io::Errno;
 
 use super::lock::{self, Kind};
+use stage::Writers;
+pub(super) use stage::{Stage, StageLock};
+
 use crate::bits::Bits;
 
 /// Mode of what is made below the state directory: an image may hold files that not everybody may read.
@@ -108,6 +114,8 @@ fn open_whole(dir: &Path, shape: &Shape) -> io::Result<Option<(File, File)>> {
 
 /// Makes both files anew. The data is whole last, so that nobody takes it with an old bitmap.
 fn make_new(dir: &Path, shape: &Shape) -> io::Result<(File, File)> {
+    // It speaks of another file; and that one's name is about to be free.
+    Stage::forget(dir)?;
     let data = create_anew(&dir.join(DATA))?;
     let ready = create_anew(&dir.join(READY))?;
     ready.write_all_at(&empty_ready(shape.chunks), 0)?;
@@ -126,6 +134,15 @@ fn create_anew(path: &Path) -> io::Result<File> {
 /// Locks the data file, shared. Should the directory's lock file be removed, this keeps others from punching all the same.
 fn lock_data(data: &File) -> io::Result<()> {
     if lock::lock(data, WHOLE, Kind::Shared, LOCK_PATIENCE)? { Ok(()) } else { Err(locked_for_too_long()) }
+}
+
+/// A file opened anew for reading; `None` if another one has its name.
+fn same_file(file: &File, path: &Path) -> io::Result<Option<File>> {
+    let again = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        again => again?,
+    };
+    Ok(is_same(&file.metadata()?, &again.metadata()?).then_some(again))
 }
 
 fn is_same(one: &std::fs::Metadata, other: &std::fs::Metadata) -> bool {
@@ -155,6 +172,9 @@ pub(super) struct Files {
     data: File,
     ready: File,
     writable: bool,
+    writers: Writers,
+    /// The data once more, without a lock that would stay for as long as somebody has it.
+    cached: Option<Arc<File>>,
 }
 
 impl Files {
@@ -170,10 +190,9 @@ impl Files {
             open_or_make(path)
         })?;
         let (data, ready) = whole_files(dir, shape, &lock)?;
-        lock_data(&data)?;
-        let files = Self { lock, data, ready, writable: true };
+        let files = Self::locked(dir, lock, data, ready, true)?;
         files.touch();
-        let bits = Bits::from_bytes(shape.chunks, &files.ready_bytes(shape.chunks)?);
+        let bits = files.ready_bits(shape)?;
         Ok((files, bits))
     }
 
@@ -183,10 +202,43 @@ impl Files {
         if data.metadata()?.len() != shape.device_size {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        lock_data(&data)?;
-        let files = Self { lock, data, ready, writable: false };
-        let bits = Bits::from_bytes(shape.chunks, &files.ready_bytes(shape.chunks)?);
+        let files = Self::locked(dir, lock, data, ready, false)?;
+        let bits = files.ready_bits(shape)?;
         Ok((files, bits))
+    }
+
+    fn locked(dir: &Path, lock: File, data: File, ready: File, writable: bool) -> io::Result<Self> {
+        lock_data(&data)?;
+        let cached = same_file(&data, &dir.join(DATA))?.map(Arc::new);
+        Ok(Self { lock, data, ready, writable, writers: Writers::default(), cached })
+    }
+
+    /// What some process says is there. All, in a sealed file: the bitmap may be older, as it is not synced.
+    fn ready_bits(&self, shape: &Shape) -> io::Result<Bits> {
+        if self.stage()? == Stage::Open {
+            return Ok(Bits::from_bytes(shape.chunks, &self.ready_bytes(shape.chunks)?));
+        }
+        let bits = Bits::new(shape.chunks);
+        (0..shape.chunks).for_each(|chunk| bits.set(chunk));
+        Ok(bits)
+    }
+
+    /// The data, for what concerns the page cache alone.
+    pub(super) fn cached(&self) -> Option<&Arc<File>> {
+        self.cached.as_ref()
+    }
+
+    /// The data file and the lock file opened anew and locked as here, to be held when this is gone. `None` if they are no longer those in
+    /// `dir`.
+    pub(super) fn hold(&self, dir: &Path) -> io::Result<Option<(File, File)>> {
+        let (Some(data), Some(lock)) =
+            (same_file(&self.data, &dir.join(DATA))?, same_file(&self.lock, &dir.join(LOCK))?)
+        else {
+            return Ok(None);
+        };
+        // This process has both locks shared, so that nobody's can be in the way.
+        let held = lock::try_lock(&data, WHOLE, Kind::Shared)? && lock::try_lock(&lock, WHOLE, Kind::Shared)?;
+        Ok(held.then_some((data, lock)))
     }
 
     pub(super) fn is_writable(&self) -> bool {
@@ -194,7 +246,12 @@ impl Files {
     }
 
     pub(super) fn is_same_data(&self, other: &Self) -> bool {
-        match (self.data.metadata(), other.data.metadata()) {
+        self.is_same_file(&other.data)
+    }
+
+    /// Whether a file is the data file.
+    pub(super) fn is_same_file(&self, other: &File) -> bool {
+        match (self.data.metadata(), other.metadata()) {
             (Ok(one), Ok(other)) => is_same(&one, &other),
             _ => false,
         }

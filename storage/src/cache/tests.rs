@@ -1,5 +1,7 @@
 //! The cache by itself. A second [`Cache`] of a directory is to the first what another process is: the locks are the same.
 
+mod sealed;
+
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -294,11 +296,14 @@ fn a_directory_of_another_version_is_refused() {
     let place = Place::new();
     drop(place.process(Limit::None));
     let path = place.0.path().join("version");
-    assert_eq!(std::fs::read_to_string(&path).unwrap(), "1\n");
-    std::fs::write(&path, "2\n").unwrap();
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "2\n");
+    std::fs::write(&path, "3\n").unwrap();
     let error = Cache::open(place.0.path(), CacheOptions::default(), Arc::default()).unwrap_err();
-    assert!(matches!(&error, Error::OtherVersion { version, .. } if version == "2"), "{error}");
+    assert!(matches!(&error, Error::OtherVersion { version, .. } if version == "3"), "{error}");
     assert!(error.to_string().contains("--state-dir"), "{error}");
+    std::fs::write(&path, "1\n").unwrap();
+    drop(place.process(Limit::None));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "2\n", "taken over; who punches what is sealed is refused now");
 }
 
 #[test]

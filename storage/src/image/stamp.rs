@@ -21,7 +21,7 @@ const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// Which file, in which boot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Identity {
+pub(crate) struct Identity {
     boot: String,
     device: u64,
     inode: u64,
@@ -31,10 +31,10 @@ struct Identity {
 }
 
 impl Identity {
-    fn of(file: &File) -> io::Result<Self> {
+    pub(crate) fn of(file: &File) -> io::Result<Self> {
         let meta = file.metadata()?;
         Ok(Self {
-            boot: std::fs::read_to_string(BOOT_ID)?.trim().to_owned(),
+            boot: this_boot()?,
             device: meta.dev(),
             inode: meta.ino(),
             size: meta.len(),
@@ -42,6 +42,25 @@ impl Identity {
             changed: (meta.ctime(), meta.ctime_nsec()),
         })
     }
+
+    /// Whether the content is the same, whatever else about the file has changed between the two.
+    pub(crate) fn is_same_content(&self, later: &Self) -> bool {
+        *self == Self { changed: self.changed, ..later.clone() }
+    }
+
+    /// Whether it was seen in this boot. False too where the kernel does not say which boot this is.
+    pub(crate) fn is_of_this_boot(&self) -> bool {
+        this_boot().is_ok_and(|boot| boot == self.boot)
+    }
+
+    /// Whether it was certainly not seen in this boot.
+    pub(crate) fn is_of_another_boot(&self) -> bool {
+        this_boot().is_ok_and(|boot| boot != self.boot)
+    }
+}
+
+fn this_boot() -> io::Result<String> {
+    Ok(std::fs::read_to_string(BOOT_ID)?.trim().to_owned())
 }
 
 /// One verified file.
