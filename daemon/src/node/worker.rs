@@ -16,7 +16,6 @@ mod image;
 mod keeper;
 mod mounts;
 mod restore;
-mod shim;
 mod state;
 
 use std::collections::BTreeMap;

@@ -13,8 +13,8 @@ impl Process<'_> {
 
     fn assert_plain(&self, plain: &PlainBlob) {
         let mut bytes = vec![0; self.image.content.len()];
-        plain.file.read_exact_at(&mut bytes, 0).unwrap();
-        assert!(bytes == self.image.content && plain.file.metadata().unwrap().len() == bytes.len() as u64);
+        plain.file().read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes == self.image.content && plain.file().metadata().unwrap().len() == bytes.len() as u64);
     }
 }
 

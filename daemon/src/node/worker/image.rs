@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lazo_format::{BlobIndex, Digest};
 use lazo_registry::{ImageRef, Options, Platform, Source};
-use lazo_storage::{BlobSource, LazoImage, Parts, Policy, RateLimiter, Reader, SourceSpec, Upstream};
+use lazo_storage::{BlobSource, LazoImage, Parts, PlainBlob, Policy, RateLimiter, Reader, SourceSpec, Upstream};
 
 use super::Worker;
 use super::state::{DataOptions, ImageRecord};
@@ -162,7 +162,7 @@ pub(super) struct Image {
     /// None if it could not be restored.
     pub(super) fs: Result<Arc<FileSystem>, String>,
     /// Blobs that the kernel reads from the cache itself; no other process removes them meanwhile.
-    pub(super) plain: Vec<(BlobIndex, super::shim::PlainBlob)>,
+    pub(super) plain: Vec<(BlobIndex, PlainBlob)>,
     /// Mounts that show it.
     pub(super) mounts: u64,
 }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::shim::{PlainBlob, Shim as _};
 use lazo_format::BlobIndex;
+use lazo_storage::PlainBlob;
 
 use tokio::sync::oneshot;
 
@@ -249,7 +249,14 @@ impl Worker {
         let bootstrap = fs.image().bootstrap_path(&self.config.state_dir);
         let order = Order::Erofs { path: self.image_path(slot), bootstrap, devices, directio: self.config.directio };
         match self.mounter.order(order).await {
-            Ok((Answer::Mounted { sysfs, .. }, _)) => Ok((sysfs, plain)),
+            Ok((Answer::Mounted { sysfs, .. }, _)) if plain.iter().all(|(_, blob)| blob.is_at_path()) => {
+                Ok((sysfs, plain))
+            }
+            Ok((Answer::Mounted { .. }, _)) => {
+                let path = self.image_path(slot);
+                let _ = self.mounter.order(Order::Unmount { path, lazy: true }).await;
+                Err(strange())
+            }
             Ok(_) => Err(strange()),
             Err(refusal) => Err(refused(&refusal)),
         }

@@ -16,7 +16,6 @@ use tokio::task::JoinSet;
 use super::blobs::{ABOUT_NAME, Blobs};
 use super::image::{Image, Wanted};
 use super::mounts::{Mount, READ_AHEAD_KIB, TREE_THREADS, refused, request_of, tree_name};
-use super::shim::Shim as _;
 use super::state::{ImageRecord, MountRecord};
 use super::{BLOBS, Worker};
 use crate::error::{Error, Result};

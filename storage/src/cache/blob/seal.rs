@@ -11,8 +11,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -51,15 +51,37 @@ const SHARED_FILE_SYSTEMS: [FsWord; 12] = [
 /// A blob's cache file, verified as a whole, for the kernel to read by itself. For as long as this is held, nobody removes it; nobody
 /// changes it even after that.
 #[derive(Debug)]
-#[non_exhaustive]
 pub struct PlainBlob {
-    /// Where the file is, below the state directory as that was given. Another file may come to have this name: what was verified is
-    /// [`PlainBlob::file`].
-    pub path: PathBuf,
+    path: PathBuf,
+    file: Arc<File>,
+    lock: File,
+}
+
+impl PlainBlob {
+    /// Where the file is, below the state directory as that was given.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The file that was verified, open for reading. It is laid out as the blob's device space and exactly as long.
-    pub file: Arc<File>,
-    /// Keeps others from removing the directory; it works in whatever process has it.
-    pub lock: OwnedFd,
+    #[must_use]
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// What keeps others from removing the directory, in whatever process it is.
+    #[must_use]
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.lock.as_fd()
+    }
+
+    /// Whether the path still leads to the file that was verified. To be asked once more when the kernel has been given the path.
+    #[must_use]
+    pub fn is_at_path(&self) -> bool {
+        let (there, file) = (std::fs::metadata(&self.path), self.file.metadata());
+        matches!((there, file), (Ok(there), Ok(file)) if (there.dev(), there.ino()) == (file.dev(), file.ino()))
+    }
 }
 
 /// What became of an attempt to seal a blob.
@@ -200,7 +222,7 @@ impl BlobCache {
         }
         let file = Arc::new(data);
         self.cache.trimmer.sweep(&file);
-        Ok(Some(PlainBlob { path: self.dir.join(DATA), file, lock: lock.into() }))
+        Ok(Some(PlainBlob { path: self.dir.join(DATA), file, lock }))
     }
 
     /// Whether nothing can be punched, as the kernel may be reading the file by itself.

@@ -36,7 +36,7 @@ fn sealed(place: &Place) -> (Arc<Cache>, Arc<BlobCache>) {
 
 /// The file as the kernel has it: without a lock.
 fn kernel(plain: &PlainBlob) -> File {
-    File::open(format!("/proc/self/fd/{}", plain.file.as_raw_fd())).unwrap()
+    File::open(format!("/proc/self/fd/{}", plain.file().as_raw_fd())).unwrap()
 }
 
 /// Every byte of it is there and right.
@@ -87,13 +87,13 @@ fn only_what_is_there_as_a_whole_is_sealed_and_every_process_sees_it() {
     assert_eq!(seal(&b), Sealed::Yes);
     assert_eq!((seal(&b), cache.metrics.cache_sealed.get()), (Sealed::Yes, 1), "once");
     let given = plain(&b).unwrap();
-    assert!(is_right(&given.file) && given.path == place.file("b", "data"));
+    assert!(is_right(given.file()) && given.path() == place.file("b", "data"));
     let other = place.process(Limit::None);
     let second = blob(&other, "b", ALL);
     assert!(second.is_sealed() && !second.is_verified(3), "for the kernel; this process hashes what it reads itself");
     let again = plain(&second).unwrap();
-    assert_eq!(state(&again.file), state(&given.file));
-    assert!(again.file.write_at(b"x", 0).is_err(), "open for reading alone");
+    assert_eq!(state(again.file()), state(given.file()));
+    assert!(again.file().write_at(b"x", 0).is_err(), "open for reading alone");
     assert!(verify(&second, 3) && read(&second, 3..4));
 }
 
@@ -106,7 +106,7 @@ fn what_another_process_has_stored_is_sealed_when_all_is_there() {
     fill(&second, 11..ALL);
     assert_eq!(seal(&first), Sealed::Yes);
     assert!(read(&first, 0..ALL), "it was verified by that");
-    assert!(is_right(&plain(&second).unwrap().file));
+    assert!(is_right(plain(&second).unwrap().file()));
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn what_was_not_given_can_be_evicted_and_then_nothing_vouches_for_it() {
     let other = place.process(Limit::None);
     let b = blob(&other, "b", ALL);
     assert_eq!(seal(&b), Sealed::Yes);
-    assert!(is_right(&plain(&b).unwrap().file));
+    assert!(is_right(plain(&b).unwrap().file()));
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn what_was_given_is_punched_by_nobody_even_when_all_processes_are_gone() {
     let place = Place::new();
     let (cache, b) = sealed(&place);
     let given = plain(&b).unwrap();
-    let before = state(&given.file);
+    let before = state(given.file());
     assert_eq!(evict(&b), 0);
     drop((cache, b));
     // What a killed daemon leaves: the kernel has the file, and nobody has a lock.
@@ -156,21 +156,22 @@ fn what_was_given_is_punched_by_nobody_even_when_all_processes_are_gone() {
     assert!(!b.is_ready(0) && plain(&b).is_none());
     fill(&b, 0..ALL);
     assert_eq!(seal(&b), Sealed::Yes);
-    assert!(is_right(&kernel) && is_right(&plain(&b).unwrap().file));
+    assert!(is_right(&kernel) && is_right(plain(&b).unwrap().file()));
 }
 
 #[test]
 fn what_is_given_keeps_its_directory_without_the_process_that_gave_it() {
     let place = Place::new();
     let (cache, b) = sealed(&place);
-    let PlainBlob { file, lock, .. } = plain(&b).unwrap();
+    let given = plain(&b).unwrap();
+    let file = kernel(&given);
     drop((cache, b));
     let dir = place.blobs().join("b");
     assert!(dirs::is_used(&dir) && !dirs::remove(&dir).unwrap());
     let other = place.process(Limit::None);
     other.desk.ask_and_wait(Need { below_limit: u64::MAX, on_disk: u64::MAX });
     assert_eq!(place.names(), ["b"], "nor is it evicted whole");
-    drop(lock);
+    drop(given);
     assert!(dirs::remove(&dir).unwrap());
     assert!(is_right(&file));
 }
@@ -180,7 +181,7 @@ fn without_its_note_what_was_given_stays_as_it_is() {
     let place = Place::new();
     let (_cache, b) = sealed(&place);
     let given = plain(&b).unwrap();
-    let before = state(&given.file);
+    let before = state(given.file());
     for spoil in [
         (|path: &Path| fs::remove_file(path).unwrap()) as fn(&Path),
         |path| fs::write(path, "").unwrap(),
@@ -196,27 +197,27 @@ fn without_its_note_what_was_given_stays_as_it_is() {
         let second = blob(&other, "b", ALL);
         assert_eq!(evict(&second), 0);
         drop((second, other));
-        assert!(is_right(&given.file));
-        let now = state(&given.file);
+        assert!(is_right(given.file()));
+        let now = state(given.file());
         // Sealing it anew sets the mode that it has: a change of nothing.
         assert_eq!((now.0, now.1, now.2, now.5), (before.0, before.1, before.2, before.5));
     }
     assert_eq!(seal(&b), Sealed::Yes);
-    assert_eq!(state(&plain(&b).unwrap().file).0, before.0);
+    assert_eq!(state(plain(&b).unwrap().file()).0, before.0);
 }
 
 #[test]
 fn a_note_of_another_boot_vouches_for_nothing_and_forbids_nothing() {
     let place = Place::new();
     let (cache, b) = sealed(&place);
-    let before = state(&plain(&b).unwrap().file).0;
+    let before = state(plain(&b).unwrap().file()).0;
     drop((cache, b));
     reboot(&place);
     let cache = place.process(Limit::None);
     let b = blob(&cache, "b", ALL);
     assert!(!b.is_sealed() && plain(&b).is_none());
     assert_eq!(seal(&b), Sealed::Yes);
-    assert_eq!(state(&plain(&b).unwrap().file).0, before, "the same file, verified again");
+    assert_eq!(state(plain(&b).unwrap().file()).0, before, "the same file, verified again");
     assert_eq!(evict(&b), 0, "and given in this boot");
     drop((cache, b));
     reboot(&place);
@@ -329,7 +330,7 @@ fn a_file_that_is_gone_is_not_given_and_its_note_goes_when_it_is_made_again() {
     fill(&b, 0..ALL);
     assert!(plain(&b).is_none());
     assert_eq!(seal(&b), Sealed::Yes);
-    assert!(is_right(&given.file) && is_right(&plain(&b).unwrap().file));
+    assert!(is_right(given.file()) && is_right(plain(&b).unwrap().file()));
 }
 
 #[test]
@@ -344,7 +345,7 @@ fn a_damaged_file_is_not_sealed_and_is_repaired() {
     assert_eq!(seal(&b), Sealed::NotYet);
     fill(&b, 3..4);
     assert_eq!(seal(&b), Sealed::Yes);
-    assert!(is_right(&plain(&b).unwrap().file));
+    assert!(is_right(plain(&b).unwrap().file()));
 }
 
 #[test]
@@ -354,10 +355,10 @@ fn damage_in_what_was_given_ends_the_note_and_the_next_gets_a_new_file() {
     let given = plain(&b).unwrap();
     drop((cache, b));
     // Its times say nothing of that: the disk did it.
-    let (path, before) = (place.file("b", "data"), state(&given.file));
+    let (path, before) = (place.file("b", "data"), state(given.file()));
     write(&place, b"wrong", at(3) + 7);
     fs::set_permissions(&path, Permissions::from_mode(0o1700)).unwrap();
-    let now = state(&given.file);
+    let now = state(given.file());
     edit_note(&place, |note| {
         note["data"]["modified"] = serde_json::json!([now.1, now.2]);
         note["data"]["changed"] = serde_json::json!([now.3, now.4]);
@@ -373,8 +374,8 @@ fn damage_in_what_was_given_ends_the_note_and_the_next_gets_a_new_file() {
     fill(&b, 0..ALL);
     assert_eq!(seal(&b), Sealed::Yes);
     let again = plain(&b).unwrap();
-    assert!(is_right(&again.file) && state(&again.file).0 != before.0);
-    let after = state(&given.file);
+    assert!(is_right(again.file()) && state(again.file()).0 != before.0);
+    let after = state(given.file());
     assert_eq!((after.0, after.1, after.2, after.5), (now.0, now.1, now.2, now.5), "who has the damaged one keeps it");
 }
 
