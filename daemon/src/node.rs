@@ -9,7 +9,6 @@
 mod api;
 pub mod client;
 pub mod config;
-#[allow(dead_code, reason = "being built")]
 mod harden;
 mod link;
 mod mounter;
