@@ -2,7 +2,7 @@
 //!
 //! | process | capabilities | may write to | system calls |
 //! |---|---|---|---|
-//! | supervisor | those of the other two together, as they come from it | | |
+//! | supervisor | those of the other two together, and to give them up | | |
 //! | worker | to read any file | what it is told | none that mounts, debugs, loads code into the kernel, or changes the machine |
 //! | mounter | to mount, and what is done in an overlay | | the same, but for mounts |
 //!
@@ -116,7 +116,7 @@ pub(super) fn supervisor() -> io::Result<()> {
     check_single_thread()?;
     umask(Mode::RWXG | Mode::RWXO);
     raise_open_files();
-    keep(WORKER.union(MOUNTER));
+    keep(WORKER.union(MOUNTER).union(CapabilitySet::SETPCAP));
     Ok(())
 }
 

@@ -34,7 +34,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{Notify, mpsc};
 
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, MetricsAddr};
 use crate::error::{Error, Result};
 use crate::node::api::{self, Access, Node};
 use crate::node::config::Config;
@@ -98,19 +98,51 @@ struct Worker {
 /// The process's main: its link to the supervisor is its standard input.
 pub(super) fn run() -> Result<()> {
     let link = take_stdin().map_err(Error::io::<io::Error>("find the supervisor"))?;
-    let (keeper, begin, files) = Keeper::begin(link).map_err(Error::io::<io::Error>("hear from the supervisor"))?;
+    let (keeper, begin, mut files) = Keeper::begin(link).map_err(Error::io::<io::Error>("hear from the supervisor"))?;
     let config = &begin.config;
-    for dir in [&config.state_dir, &config.run_dir] {
-        std::fs::create_dir_all(dir).map_err(Error::io::<io::Error>(format!("make {}", dir.display())))?;
-    }
+    let made = |dir: &Path| Error::io::<io::Error>(format!("make {}", dir.display()));
+    std::fs::create_dir_all(&config.state_dir).map_err(made(&config.state_dir))?;
+    make_run_dir(&config.run_dir).map_err(made(&config.run_dir))?;
     // With all rights, and before there are threads, which would keep theirs.
     let starting = Starting::spawn(&config.run_dir).map_err(Error::io::<io::Error>("start the process that mounts"))?;
-    harden::worker(&[&config.state_dir, &config.run_dir]).map_err(Error::io::<io::Error>("give up rights"))?;
+    let access = Access::new(config).map_err(Error::io::<io::Error>("use the configuration's control_group"))?;
+    let listener = listener(config, &keeper, files.remove(CONTROL), &access)?;
+    harden::worker(&writable(config)).map_err(Error::io::<io::Error>("give up rights"))?;
     let runtime = runtime().map_err(Error::io::<io::Error>("start threads"))?;
     let wishes = keeper.listen().map_err(Error::io::<io::Error>("start a thread"))?;
     let mounter = starting.connect().map_err(Error::io::<io::Error>("start threads"))?;
     let worker = Arc::new(Worker::new(keeper, begin, mounter, runtime.handle().clone())?);
-    runtime.block_on(worker.serve(files, wishes))
+    runtime.block_on(worker.serve(files, wishes, listener, access))
+}
+
+/// Others may pass through the run directory, to the control socket.
+fn make_run_dir(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(path)?;
+    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o711))
+}
+
+/// The control socket: the one that was kept, so that nobody is turned away meanwhile, or a new one.
+fn listener(config: &Config, keeper: &Keeper, kept: Option<OwnedFd>, access: &Access) -> Result<UnixListener> {
+    let path = config.run_dir.join(SOCKET);
+    if let Some(kept) = kept.filter(|_| path.exists()) {
+        return Ok(kept.into());
+    }
+    let failed = || Error::io::<io::Error>(format!("listen at {}", path.display()));
+    let listener = api::listen(&path, access).map_err(failed())?;
+    keeper.keep(CONTROL, listener.as_fd()).map_err(failed())?;
+    Ok(listener)
+}
+
+/// Where this process makes and writes files.
+fn writable(config: &Config) -> Vec<&Path> {
+    let metrics = match &config.metrics {
+        Some(MetricsAddr::Unix(path)) => path.parent(),
+        _ => None,
+    };
+    [config.state_dir.as_path(), &config.run_dir].into_iter().chain(metrics).collect()
 }
 
 /// Standard input, which is `/dev/null` from now on.
@@ -167,12 +199,11 @@ impl Worker {
         self: Arc<Self>,
         mut files: BTreeMap<String, OwnedFd>,
         mut wishes: mpsc::UnboundedReceiver<Wish>,
+        listener: UnixListener,
+        access: Access,
     ) -> Result<()> {
         // Whoever waits for data waits no longer than this.
         self.restore(&mut files).await?;
-        let access =
-            Access::new(&self.config).map_err(Error::io::<io::Error>("use the configuration's control_group"))?;
-        let listener = self.listener(files.remove(CONTROL), &access)?;
         self.runtime.spawn(api::serve(listener, access, Arc::new(Front(Arc::clone(&self)))));
         let _scraped = self.offer_metrics();
         self.watch_mounts();
@@ -200,18 +231,6 @@ impl Worker {
                 },
             }
         }
-    }
-
-    /// The control socket: the one that was kept, so that nobody is turned away meanwhile, or a new one.
-    fn listener(&self, kept: Option<OwnedFd>, access: &Access) -> Result<UnixListener> {
-        let path = self.config.run_dir.join(SOCKET);
-        if let Some(kept) = kept.filter(|_| path.exists()) {
-            return Ok(kept.into());
-        }
-        let failed = || Error::io::<io::Error>(format!("listen at {}", path.display()));
-        let listener = api::listen(&path, access).map_err(failed())?;
-        self.keeper.keep(CONTROL, listener.as_fd()).map_err(failed())?;
-        Ok(listener)
     }
 
     fn offer_metrics(&self) -> Option<Endpoint> {

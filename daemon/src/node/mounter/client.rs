@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,7 +42,11 @@ impl Starting {
     pub(super) fn spawn_program(program: &[OsString], run_dir: &Path) -> io::Result<Self> {
         let (link, theirs) = link::pair()?;
         let (path, arguments) = program.split_first().ok_or(io::ErrorKind::InvalidInput)?;
-        let child = Command::new(path).args(arguments).stdin(Stdio::from(theirs)).stdout(Stdio::null()).spawn()?;
+        let mut command = Command::new(path);
+        command.arg0("lazo").args(arguments).stdin(Stdio::from(theirs)).stdout(Stdio::null());
+        let child = command.spawn()?;
+        // Or else this process would hold the other end too.
+        drop(command);
         link::send(&link, &Hello { run_dir: run_dir.to_owned() }, &[])?;
         Ok(Self { link, child })
     }

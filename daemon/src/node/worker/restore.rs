@@ -211,6 +211,8 @@ impl Worker {
 
     /// Mounts that are there go on; those that are not were never finished; those of dead images are made anew.
     async fn restore_mounts(self: &Arc<Self>, mounts: Vec<MountRecord>, dead: Vec<ImageRecord>) -> io::Result<()> {
+        // The first order that is waited for: when it is carried out, none of the worker before is under way any more.
+        self.mounter.order(Order::Mounts { paths: Vec::new() }).await.map_err(io::Error::other)?;
         let mounted = mounted_paths()?;
         let dead: BTreeMap<u32, ImageRecord> = dead.into_iter().map(|image| (image.slot, image)).collect();
         let mut again = Vec::new();
