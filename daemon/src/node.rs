@@ -9,6 +9,7 @@
 mod api;
 pub mod client;
 pub mod config;
+mod handover;
 mod harden;
 mod link;
 mod mounter;

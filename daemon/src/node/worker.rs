@@ -38,12 +38,12 @@ use crate::endpoint::{Endpoint, MetricsAddr};
 use crate::error::{Error, Result};
 use crate::node::api::{self, Access, Node};
 use crate::node::config::Config;
-use crate::node::harden;
 use crate::node::mounter::{Mounter, Starting};
 use crate::node::protocol::{
     ApiError, ErrorKind, Health, ImageInfo, MountInfo, MountRequest, SOCKET, Served, UpgradeInfo,
 };
 use crate::node::supervisor::Begin;
+use crate::node::{handover, harden};
 use blobs::Slots;
 use keeper::{Keeper, Wish};
 use mounts::{Mount, Tables, now};
@@ -103,6 +103,7 @@ pub(super) fn run() -> Result<()> {
     let made = |dir: &Path| Error::io::<io::Error>(format!("make {}", dir.display()));
     std::fs::create_dir_all(&config.state_dir).map_err(made(&config.state_dir))?;
     make_run_dir(&config.run_dir).map_err(made(&config.run_dir))?;
+    let _alive = handover::lock_worker(&config.run_dir).map_err(Error::io::<io::Error>("begin to serve"))?;
     // With all rights, and before there are threads, which would keep theirs.
     let starting = Starting::spawn(&config.run_dir).map_err(Error::io::<io::Error>("start the process that mounts"))?;
     let access = Access::new(config).map_err(Error::io::<io::Error>("use the configuration's control_group"))?;
@@ -112,7 +113,10 @@ pub(super) fn run() -> Result<()> {
     let wishes = keeper.listen().map_err(Error::io::<io::Error>("start a thread"))?;
     let mounter = starting.connect().map_err(Error::io::<io::Error>("start threads"))?;
     let worker = Arc::new(Worker::new(keeper, begin, mounter, runtime.handle().clone())?);
-    runtime.block_on(worker.serve(files, wishes, listener, access))
+    let result = runtime.block_on(worker.serve(files, wishes, listener, access));
+    // What still runs is cut off with the process.
+    runtime.shutdown_background();
+    result
 }
 
 /// Others may pass through the run directory, to the control socket.
@@ -225,8 +229,9 @@ impl Worker {
                     }
                     Wish::Orphaned => {
                         // Serving on is better for whoever reads than ending.
-                        tracing::error!("the supervisor has gone; mounts are served on, but not after this process");
-                        std::future::pending::<()>().await;
+                        tracing::error!("the supervisor has gone; mounts are served on until another daemon takes them over");
+                        self.hand_over().await;
+                        return Ok(());
                     }
                 },
             }
@@ -262,6 +267,17 @@ impl Worker {
         let busy = || self.tables().mounts.values().any(|mount| !matches!(mount, Mount::Live(_)));
         while busy() && begin.elapsed() < FINISH {
             tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Serves on, without making or ending mounts, until another supervisor has all that it needs to go on.
+    async fn hand_over(self: &Arc<Self>) {
+        self.finish().await;
+        let worker = Arc::clone(self);
+        let given = tokio::task::spawn_blocking(move || worker.keeper.hand_over(&worker.config.run_dir)).await;
+        if let Err(error) = given.map_err(io::Error::other).and_then(|given| given) {
+            tracing::error!(%error, "mounts are served on, but cannot be taken over");
+            std::future::pending::<()>().await;
         }
     }
 

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::node::link;
 use crate::node::supervisor::{Begin, ToSupervisor, ToWorker};
+use crate::node::{handover, link};
 
 /// What the supervisor wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub(super) struct Keeper {
     /// One message at a time.
     sending: Mutex<()>,
     upgrade: Arc<Mutex<Option<Asker>>>,
+    /// Copies of all that is kept, for the next supervisor if this one is lost.
+    kept: Mutex<BTreeMap<String, OwnedFd>>,
 }
 
 impl Keeper {
@@ -39,15 +41,17 @@ impl Keeper {
         let ended = || io::Error::new(io::ErrorKind::UnexpectedEof, "the supervisor has gone");
         let wrong = || io::Error::new(io::ErrorKind::InvalidData, "the supervisor said something out of turn");
         let Some((ToWorker::Begin(begin), _)) = link::receive(&link)? else { return Err(wrong()) };
-        let mut files = BTreeMap::new();
+        let (mut files, mut kept) = (BTreeMap::new(), BTreeMap::new());
         for _ in 0..begin.files {
             let (message, received) = link::receive(&link)?.ok_or_else(ended)?;
             let (ToWorker::File { name }, Some(file)) = (message, received.into_iter().next()) else {
                 return Err(wrong());
             };
+            kept.insert(name.clone(), file.try_clone()?);
             files.insert(name, file);
         }
-        let keeper = Self { link: Arc::new(link), sending: Mutex::default(), upgrade: Arc::default() };
+        let keeper =
+            Self { link: Arc::new(link), sending: Mutex::default(), upgrade: Arc::default(), kept: Mutex::new(kept) };
         Ok((keeper, *begin, files))
     }
 
@@ -79,11 +83,19 @@ impl Keeper {
 
     /// Has a file kept for the next worker.
     pub(super) fn keep(&self, name: &str, file: BorrowedFd<'_>) -> io::Result<()> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), file.try_clone_to_owned()?);
         self.say(&ToSupervisor::Keep { name: name.to_owned() }, &[file])
+    }
+
+    /// Serves on without a supervisor until the next one asks for what is kept.
+    pub(super) fn hand_over(&self, run_dir: &Path) -> io::Result<()> {
+        let kept = std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner));
+        handover::give(run_dir, &kept)
     }
 
     /// A file need not be kept any more.
     pub(super) fn release(&self, name: &str) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
         self.tell(&ToSupervisor::Release { name: name.to_owned() });
     }
 

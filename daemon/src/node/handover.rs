@@ -1,0 +1,138 @@
+//! A worker whose supervisor was killed serves on, and gives what it was to keep to the next supervisor.
+//!
+//! The worker holds `RUN/worker.lock` as long as it lives. A supervisor that begins and finds it held waits for the worker at
+//! `RUN/handover.sock`, receives all files, and starts a worker of its own when that one has ended.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use super::link;
+
+/// How long a supervisor waits for a worker of an earlier one. It needs no longer than to notice that it is alone.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often it looks.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Comes with each file.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    name: String,
+}
+
+/// A file that says by its lock that a process of a kind lives.
+fn lock(run_dir: &Path, name: &str) -> io::Result<Option<File>> {
+    let path = run_dir.join(name);
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// For a supervisor, as long as it lives: there is one for a run directory.
+pub(super) fn lock_supervisor(run_dir: &Path) -> io::Result<File> {
+    let running = || io::Error::other(format!("another daemon uses the run directory {}", run_dir.display()));
+    lock(run_dir, "daemon.lock")?.ok_or_else(running)
+}
+
+/// For a worker, as long as it lives. Waits for the one before it to be gone altogether.
+pub(super) fn lock_worker(run_dir: &Path) -> io::Result<File> {
+    let begin = Instant::now();
+    loop {
+        if let Some(lock) = lock(run_dir, "worker.lock")? {
+            return Ok(lock);
+        }
+        if begin.elapsed() > PATIENCE {
+            return Err(io::Error::other("an earlier worker does not end"));
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+fn socket(run_dir: &Path) -> PathBuf {
+    run_dir.join("handover.sock")
+}
+
+/// Gives files to the first who asks for them, and returns then.
+pub(super) fn give(run_dir: &Path, files: &BTreeMap<String, OwnedFd>) -> io::Result<()> {
+    let path = socket(run_dir);
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path)?;
+    let (stream, _) = listener.accept()?;
+    let _ = std::fs::remove_file(&path);
+    for (name, file) in files {
+        link::send(&stream, &Kept { name: name.clone() }, &[file.as_fd()])?;
+    }
+    Ok(())
+}
+
+/// Receives the files of a worker that has lost its supervisor; none if there is no such worker.
+pub(super) fn take(run_dir: &Path) -> io::Result<BTreeMap<String, OwnedFd>> {
+    let begin = Instant::now();
+    loop {
+        if let Ok(stream) = UnixStream::connect(socket(run_dir)) {
+            return receive(&stream);
+        }
+        if lock(run_dir, "worker.lock")?.is_some() {
+            return Ok(BTreeMap::new());
+        }
+        if begin.elapsed() > PATIENCE {
+            return Err(io::Error::other("a worker of an earlier daemon lives, and does not give up its mounts"));
+        }
+        thread::sleep(LOOK);
+    }
+}
+
+fn receive(stream: &UnixStream) -> io::Result<BTreeMap<String, OwnedFd>> {
+    let mut files = BTreeMap::new();
+    while let Some((Kept { name }, received)) = link::receive(stream)? {
+        let file = received.into_iter().next().ok_or(io::ErrorKind::InvalidData)?;
+        files.insert(name, file);
+    }
+    Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read as _, Seek as _, Write as _};
+
+    #[test]
+    fn files_go_from_one_to_the_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"kept").unwrap();
+        file.rewind().unwrap();
+        let worker = lock_worker(dir.path()).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| give(dir.path(), &BTreeMap::from([("a".to_owned(), file.into())])).unwrap());
+            let files = take(dir.path()).unwrap();
+            let mut content = String::new();
+            File::from(files.into_iter().next().unwrap().1).read_to_string(&mut content).unwrap();
+            assert_eq!(content, "kept");
+        });
+        drop(worker);
+        assert!(take(dir.path()).unwrap().is_empty(), "nobody is left");
+    }
+
+    #[test]
+    fn there_is_one_supervisor() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = lock_supervisor(dir.path()).unwrap();
+        assert!(lock_supervisor(dir.path()).is_err());
+        drop(first);
+        lock_supervisor(dir.path()).unwrap();
+    }
+}
