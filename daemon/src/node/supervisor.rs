@@ -70,6 +70,8 @@ pub(super) struct Begin {
     pub(super) config: Config,
     /// How many [`ToWorker::File`] follow.
     pub(super) files: usize,
+    /// When the supervisor began, seconds since 1970.
+    pub(super) since: u64,
     /// Workers that ended without being told to.
     pub(super) restarts: u64,
     /// Workers that were replaced on request.
@@ -139,6 +141,7 @@ pub(super) fn run(config: Config) -> Result<()> {
         events,
         worker: None,
         generation: 0,
+        since: std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs()),
         failures: 0,
         restarts: 0,
         upgrades: 0,
@@ -220,6 +223,8 @@ struct Supervisor {
     events: Sender<Event>,
     worker: Option<Worker>,
     generation: u64,
+    /// Seconds since 1970.
+    since: u64,
     /// Workers in a row that were never ready.
     failures: u32,
     restarts: u64,
@@ -281,6 +286,7 @@ impl Supervisor {
         let begin = Begin {
             config: self.config.clone(),
             files: self.files.len(),
+            since: self.since,
             restarts: self.restarts,
             upgrades: self.upgrades,
         };

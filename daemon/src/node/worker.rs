@@ -93,6 +93,7 @@ struct Worker {
     restarts: u64,
     upgrades: u64,
     since: u64,
+    worker_since: u64,
 }
 
 /// The process's main: its link to the supervisor is its standard input.
@@ -167,7 +168,7 @@ fn runtime() -> io::Result<Runtime> {
 
 impl Worker {
     fn new(keeper: Keeper, begin: Begin, mounter: Mounter, runtime: Handle) -> Result<Self> {
-        let Begin { config, restarts, upgrades, .. } = begin;
+        let Begin { config, since, restarts, upgrades, .. } = begin;
         let metrics = Arc::new(Metrics::new());
         metrics.worker_restarts.inc_by(restarts);
         metrics.worker_upgrades.inc_by(upgrades);
@@ -194,7 +195,8 @@ impl Worker {
             changed: Notify::new(),
             restarts,
             upgrades,
-            since: now(),
+            since,
+            worker_since: now(),
             config,
         })
     }
@@ -395,7 +397,7 @@ impl Node for Front {
             worker_pid: std::process::id(),
             supervisor_pid: rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get().cast_unsigned()),
             since: self.0.since,
-            worker_since: self.0.since,
+            worker_since: self.0.worker_since,
             restarts: self.0.restarts,
             upgrades: self.0.upgrades,
         }

@@ -6,7 +6,9 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -15,8 +17,9 @@ use fuser::{
     OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, Request,
 };
 use lazo_format::{BlobIndex, DeviceAddr};
+use lazo_storage::Trimmer;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use crate::fs::{BLOCK_SIZE, FileSystem, MAX_NAME, Target};
 use crate::fuse::{Answerer, configure};
@@ -39,6 +42,7 @@ const ABOUT_TEXT: &[u8] = b"Blobs of container images, as devices of EROFS mount
 
 /// An image whose blobs are files here.
 pub(super) struct Slot {
+    number: u32,
     served: OnceLock<Served>,
     /// Told when it is served.
     changed: Notify,
@@ -47,16 +51,36 @@ pub(super) struct Slot {
 struct Served {
     fs: Arc<FileSystem>,
     answerer: Answerer,
+    /// The files here themselves, of which EROFS has copies of all pages. Opened by the mounter when a blob is first read.
+    copies: Box<[Copy]>,
+}
+
+#[derive(Default)]
+struct Copy {
+    asked: AtomicBool,
+    file: OnceLock<Arc<File>>,
 }
 
 impl Slot {
-    fn read(&self, read: Read, blob: BlobIndex, reply: ReplyData) {
+    fn read(&self, read: Read, blob: BlobIndex, trim: &Trim, reply: ReplyData) {
         match self.served.get() {
             Some(served) => {
+                self.trim(served, &read, blob, trim);
                 let plan = served.fs.plan_device_read(blob, DeviceAddr(read.offset), read.length);
                 served.answerer.answer(read, plan, reply);
             }
             None => reply.error(fuser::Errno::EIO),
+        }
+    }
+
+    /// The kernel will have two copies of what is read: one of them is dropped later.
+    fn trim(&self, served: &Served, read: &Read, blob: BlobIndex, trim: &Trim) {
+        let Some(copy) = served.copies.get(usize::from(blob.0)) else { return };
+        match copy.file.get() {
+            Some(file) => trim.trimmer.served(file, read.offset..read.offset + u64::from(read.length)),
+            None if copy.asked.swap(true, Ordering::Relaxed) => {}
+            // If nobody hears that, the worker ends.
+            None => drop(trim.open.send((self.number, blob))),
         }
     }
 
@@ -77,7 +101,7 @@ pub(super) struct Slots(RwLock<BTreeMap<u32, Arc<Slot>>>);
 impl Slots {
     /// Announces an image that is being restored: reads of it wait.
     pub(super) fn expect(&self, number: u32) {
-        let slot = Slot { served: OnceLock::new(), changed: Notify::new() };
+        let slot = Slot { number, served: OnceLock::new(), changed: Notify::new() };
         self.write().entry(number).or_insert_with(|| Arc::new(slot));
     }
 
@@ -85,8 +109,18 @@ impl Slots {
     pub(super) fn serve(&self, number: u32, fs: Arc<FileSystem>, answerer: Answerer) {
         self.expect(number);
         if let Some(slot) = self.get(number) {
-            let _ = slot.served.set(Served { fs, answerer });
+            let copies = fs.image().index().blob_numbers().map(|_| Copy::default()).collect();
+            let _ = slot.served.set(Served { fs, answerer, copies });
             slot.changed.notify_waiters();
+        }
+    }
+
+    /// A blob's file here has been opened.
+    pub(super) fn opened(&self, number: u32, blob: BlobIndex, file: File) {
+        let slot = self.get(number);
+        let copies = slot.as_ref().and_then(|slot| Some(&slot.served.get()?.copies));
+        if let Some(copy) = copies.and_then(|copies| copies.get(usize::from(blob.0))) {
+            let _ = copy.file.set(Arc::new(file));
         }
     }
 
@@ -139,12 +173,20 @@ fn parse_inode(inode: INodeNo) -> Option<(u32, BlobIndex)> {
 /// The mount as fuser wants it.
 pub(super) struct Blobs {
     slots: Arc<Slots>,
+    trim: Arc<Trim>,
     runtime: Handle,
 }
 
+/// What keeps the page cache from holding everything twice.
+pub(super) struct Trim {
+    pub(super) trimmer: Arc<Trimmer>,
+    /// Asks for a blob's file to be opened.
+    pub(super) open: mpsc::UnboundedSender<(u32, BlobIndex)>,
+}
+
 impl Blobs {
-    pub(super) fn new(slots: Arc<Slots>, runtime: Handle) -> Self {
-        Self { slots, runtime }
+    pub(super) fn new(slots: Arc<Slots>, trim: Trim, runtime: Handle) -> Self {
+        Self { slots, trim: Arc::new(trim), runtime }
     }
 
     fn attributes(&self, number: INodeNo) -> Option<FileAttr> {
@@ -219,12 +261,13 @@ impl Filesystem for Blobs {
         let Some(slot) = self.slots.get(slot) else { return reply.error(fuser::Errno::EIO) };
         let read = Read { target: Target::Device(blob), offset, length: size, pid: request.pid() };
         if slot.served.get().is_some() {
-            return slot.read(read, blob, reply);
+            return slot.read(read, blob, &self.trim, reply);
         }
+        let trim = Arc::clone(&self.trim);
         self.runtime.spawn(async move {
             // If it is not restored in time, the read fails.
             let _ = tokio::time::timeout(RESTORE, slot.wait()).await;
-            slot.read(read, blob, reply);
+            slot.read(read, blob, &trim, reply);
         });
     }
 

@@ -11,9 +11,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::blobs::{ABOUT_NAME, Blobs};
+use super::blobs::{ABOUT_NAME, Blobs, Trim, file_name};
 use super::image::{Image, Wanted};
 use super::mounts::{Mount, READ_AHEAD_KIB, TREE_THREADS, refused, request_of, tree_name};
 use super::state::{ImageRecord, MountRecord};
@@ -63,9 +64,26 @@ impl Worker {
         self.restore_mounts(mounts, dead).await.map_err(failed())
     }
 
+    /// The filesystem of blobs, and the task that has their files opened: by the mounter, as this process must not look at them.
+    fn blobs(self: &Arc<Self>) -> Blobs {
+        let (open, mut asked) = mpsc::unbounded_channel();
+        let worker = Arc::clone(self);
+        self.runtime.spawn(async move {
+            while let Some((slot, blob)) = asked.recv().await {
+                let path = worker.blobs_path().join(file_name(slot, blob));
+                match worker.mounter.order(Order::Open { path }).await {
+                    Ok((_, Some(file))) => worker.slots.opened(slot, blob, file.into()),
+                    Ok((_, None)) => {}
+                    Err(refusal) => tracing::warn!(slot, %blob, %refusal, "a blob takes more of the page cache"),
+                }
+            }
+        });
+        let trim = Trim { trimmer: Arc::clone(self.cache.trimmer()), open };
+        Blobs::new(Arc::clone(&self.slots), trim, self.runtime.clone())
+    }
+
     fn resume_blobs(self: &Arc<Self>, device: OwnedFd) -> io::Result<()> {
-        let session =
-            session::resume(Blobs::new(Arc::clone(&self.slots), self.runtime.clone()), &device, BLOB_THREADS)?;
+        let session = session::resume(self.blobs(), &device, BLOB_THREADS)?;
         self.watch_blobs(session::start(session)?);
         let _ = self.erofs.set(Ok(()));
         Ok(())
@@ -101,7 +119,7 @@ impl Worker {
         let (_, device) = self.mounter.order(order).await.map_err(|refusal| refusal.message)?;
         let device = device.ok_or("the process that mounts gave no file")?;
         let kept = device.try_clone().map_err(|error| error.to_string())?;
-        let fs = Blobs::new(Arc::clone(&self.slots), self.runtime.clone());
+        let fs = self.blobs();
         let begun = tokio::task::spawn_blocking(move || session::begin(fs, device, BLOB_THREADS)).await;
         let session = begun.map_err(io::Error::other).and_then(|begun| begun).map_err(|error| error.to_string())?;
         self.watch_blobs(session::start(session).map_err(|error| error.to_string())?);
