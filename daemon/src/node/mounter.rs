@@ -15,7 +15,8 @@
 //!   └ probe    whether this kernel mounts EROFS from files, and reads past a device's end as an error
 //! ```
 //!
-//! Only one mounter works for a run directory: a new one waits until the last thread of the one before has ended. As such a
+//! Only one mounter works for a run directory: a new one waits until the last thread of the one before has ended, and removes what
+//! that has left half-done. As such a
 //! thread may wait for the worker, the new worker must serve the FUSE files that it was given before it waits for an order.
 
 mod carry_out;
@@ -46,6 +47,12 @@ pub(super) use process::run_mounter;
 
 /// Type of FUSE mounts in the mount table: `fuse.` and this.
 const SUBTYPE: &str = "lazo";
+
+/// Directory of the mounts of images, in the run directory.
+pub(super) const IMAGES: &str = "images";
+
+/// Directory for what overlays are made of, in the run directory.
+pub(super) const PARTS: &str = "rw";
 
 /// Something to do. All paths are absolute, without `..` and links; those of the daemon's own mounts are below the run directory.
 #[derive(Serialize, Deserialize, Debug, Clone)]
@@ -95,15 +102,10 @@ pub(super) enum Order {
         to: PathBuf,
         /// Where what is written goes.
         writable: Writable,
-        /// A directory below the run directory, used while the order is carried out, and made and removed for it.
+        /// A directory of its own in [`PARTS`], which is there while the order is carried out.
         parts: PathBuf,
         /// With what restrictions.
         how: How,
-    },
-    /// Removes what an overlay that was never finished has left at its `parts`.
-    Discard {
-        /// The directory.
-        parts: PathBuf,
     },
     /// Ends what is mounted on top at a path, if it is lazo's. A directory below the run directory goes too.
     Unmount {

@@ -43,10 +43,6 @@ impl Site {
             Order::Overlay { lower, to, writable, parts, how } => {
                 self.overlay(&lower, &to, &writable, &parts, &how).map(done)
             }
-            Order::Discard { parts } => {
-                check(&parts)?;
-                self.discard(&parts).map(done)
-            }
             Order::Unmount { path, lazy } => self.unmount(&path, lazy).map(done),
             Order::Open { path } => Ok((Answer::Done, Some(self.run_dir.file(&path)?))),
             Order::Probe { dir } => {

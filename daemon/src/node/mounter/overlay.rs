@@ -22,7 +22,7 @@ use rustix::mount::{MountAttrFlags, UnmountFlags, unmount};
 use super::carry_out::{Site, read_table};
 use super::context::{Context, SOURCE, attach};
 use super::paths::{MAX_PARAMETER, user_directory};
-use super::{How, Refusal, Writable};
+use super::{How, IMAGES, PARTS, Refusal, Writable};
 use crate::kernel::table;
 
 /// What is mounted in the parts' directory while an overlay is made.
@@ -46,9 +46,12 @@ impl Site {
         how: &How,
     ) -> Result<(), Refusal> {
         let (source, directory) = (self.run_dir.mount(lower)?, user_directory(to, "mount at")?);
-        // Checks the path too.
+        if parts.parent() != Some(&self.run_dir.below(PARTS)) {
+            return Err(Refusal::new(format!("{} is no place for the parts of an overlay", parts.display())));
+        }
+        // Checks the rest of the path too.
         drop(self.run_dir.directory(parts)?);
-        let _parts = Parts { site: self, path: parts };
+        let _parts = Parts(parts);
         let (lower, source) = match &how.map {
             Some(_) => self.mapped(lower, &source, &parts.join(LOWER), how)?,
             None => (lower.to_owned(), source),
@@ -98,40 +101,53 @@ impl Site {
         Ok(at.to_owned())
     }
 
-    /// Removes what was mounted for an overlay while it was made.
-    pub(super) fn discard(&self, parts: &Path) -> Result<(), Refusal> {
-        if !self.run_dir.holds(parts) {
-            return Err(Refusal::new(format!("{} is not below the run directory", parts.display())));
-        }
-        for name in [LOWER, MEMORY] {
-            let path = parts.join(name);
-            match unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-                // Not mounted, or not there.
-                Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
-                Err(error) => return Err(Refusal::io(format!("unmount {}", path.display()))(error)),
+    /// Removes what a mounter that was killed has left, when no other one works: what was mounted for overlays that it was making, and
+    /// directories at which nothing is mounted.
+    pub(super) fn clean(&self) {
+        for path in children(&self.run_dir.below(PARTS)) {
+            if let Err(error) = discard(&path) {
+                tracing::warn!(%error, "something is left of the making of an overlay");
             }
         }
-        for path in [parts.join(LOWER), parts.join(MEMORY), parts.to_owned()] {
-            match fs::remove_dir(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(Refusal::io(format!("remove {}", path.display()))(error));
-                }
-                _ => {}
-            }
+        for path in children(&self.run_dir.below(IMAGES)) {
+            // An error: something is mounted there.
+            let _ = fs::remove_dir(path);
         }
-        Ok(())
     }
 }
 
-/// Discarded when dropped.
-struct Parts<'a> {
-    site: &'a Site,
-    path: &'a Path,
+fn children(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten();
+    entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect()
 }
+
+/// Removes what was mounted for an overlay while it was made.
+fn discard(parts: &Path) -> Result<(), Refusal> {
+    for name in [LOWER, MEMORY] {
+        let path = parts.join(name);
+        match unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            // Not mounted, or not there.
+            Ok(()) | Err(Errno::INVAL | Errno::NOENT) => {}
+            Err(error) => return Err(Refusal::io(format!("unmount {}", path.display()))(error)),
+        }
+    }
+    for path in [parts.join(LOWER), parts.join(MEMORY), parts.to_owned()] {
+        match fs::remove_dir(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Refusal::io(format!("remove {}", path.display()))(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Discarded when dropped.
+struct Parts<'a>(&'a Path);
 
 impl Drop for Parts<'_> {
     fn drop(&mut self) {
-        if let Err(error) = self.site.discard(self.path) {
+        if let Err(error) = discard(self.0) {
             tracing::warn!(%error, "something is left of the making of an overlay");
         }
     }

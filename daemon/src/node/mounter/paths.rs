@@ -35,6 +35,11 @@ impl RunDir {
         Ok(Self { path: path.to_owned(), directory })
     }
 
+    /// A path below.
+    pub(super) fn below(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
     /// Whether an absolute path lies below; the directory itself does not.
     pub(super) fn holds(&self, path: &Path) -> bool {
         path.starts_with(&self.path) && path != self.path

@@ -49,6 +49,7 @@ pub(super) fn run(user_namespace: Vec<OsString>) -> Result<()> {
         return Ok(());
     }
     let site = Site::open(&run_dir, Namespaces::new(user_namespace)).map_err(failed())?;
+    site.clean();
     serve(link, site)
 }
 

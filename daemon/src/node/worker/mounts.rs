@@ -16,7 +16,7 @@ use super::state::{DataOptions, ImageRecord, MountRecord};
 use super::{Worker, blobs};
 use crate::fs::FileSystem;
 use crate::fuse::{Answerer, Fuse};
-use crate::node::mounter::{Answer, How, IdMap, Order, Refusal, Writable};
+use crate::node::mounter::{Answer, How, IMAGES, IdMap, Order, PARTS, Refusal, Writable};
 use crate::node::protocol::{self, ApiError, ErrorKind, ImageInfo, Mode, MountInfo, MountRequest, Served};
 use crate::session;
 
@@ -433,12 +433,12 @@ impl Worker {
     }
 
     pub(super) fn image_path(&self, slot: u32) -> PathBuf {
-        self.config.run_dir.join("images").join(slot.to_string())
+        self.config.run_dir.join(IMAGES).join(slot.to_string())
     }
 
     /// Where the mounter makes an overlay.
     pub(super) fn parts_path(&self, id: u32) -> PathBuf {
-        self.config.run_dir.join("rw").join(id.to_string())
+        self.config.run_dir.join(PARTS).join(id.to_string())
     }
 
     pub(super) fn blobs_path(&self) -> PathBuf {

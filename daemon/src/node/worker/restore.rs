@@ -249,7 +249,6 @@ impl Worker {
             self.count(&tables);
         }
         for mount in unfinished {
-            let _ = self.mounter.order(Order::Discard { parts: self.parts_path(mount.id) }).await;
             self.forget_mount(&mount).await;
         }
         let unused: Vec<u32> =

@@ -104,19 +104,26 @@ async fn a_mapped_overlay() {
 }
 
 #[tokio::test]
-async fn what_an_unfinished_overlay_leaves_is_discarded() {
-    let rig = Rig::new();
+async fn what_a_killed_mounter_leaves_is_removed() {
+    let mut rig = Rig::new();
     let image = rig.image("1", 1).await;
     let parts = rig.path("run/rw/9");
     fs::create_dir_all(parts.join("memory")).unwrap();
     fs::create_dir(parts.join("lower")).unwrap();
+    fs::create_dir(rig.path("run/images/9")).unwrap();
     rustix::mount::mount_bind(&image, parts.join("lower")).unwrap();
     let _busy = File::open(parts.join("lower/0")).unwrap();
-    rig.done(Order::Discard { parts: parts.clone() }).await;
-    assert!(!parts.exists());
+    rig.mounter = start(&rig.path("run"));
+    rig.order(Order::Mounts { paths: Vec::new() }).await.unwrap();
+    assert!(!parts.exists() && !rig.path("run/images/9").exists());
     assert_eq!(rig.mounted_below(), 1);
-    rig.done(Order::Discard { parts }).await;
-    for path in ["/tmp", "run", "user/one", "run/../user"] {
-        rig.refused(Order::Discard { parts: rig.path(path) }).await;
+    check_content(&image, 1);
+    for parts in ["run", "run/rw", "run/rw/1/2", "run/images/2", "user/one", "run/rw/../../user/one"] {
+        let Order::Overlay { lower, to, writable, how, .. } =
+            overlay(&rig, &image, &rig.user("one"), Writable::Tmpfs { size: None }, None)
+        else {
+            unreachable!()
+        };
+        rig.refused(Order::Overlay { lower, to, writable, how, parts: rig.path(parts) }).await;
     }
 }
