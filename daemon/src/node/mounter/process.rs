@@ -56,8 +56,7 @@ pub(super) fn run(user_namespace: Vec<OsString>) -> Result<()> {
 /// Orders until the worker ends.
 fn serve(link: BorrowedFd<'static>, site: Site) -> Result<()> {
     let (site, under_way, replies) = (Arc::new(site), Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(())));
-    let received = || link::receive::<Request>(link).map_err(Error::io::<io::Error>("understand the worker"));
-    while let Some((request, _)) = received()? {
+    while let Some(request) = receive(link)? {
         let number = request.number;
         let answer = {
             let replies = Arc::clone(&replies);
@@ -85,6 +84,15 @@ fn serve(link: BorrowedFd<'static>, site: Site) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The next order; none when the worker has ended, in the middle of one, too.
+fn receive(link: BorrowedFd<'_>) -> Result<Option<Request>> {
+    match link::receive(link) {
+        Ok(received) => Ok(received.map(|(request, _)| request)),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(Error::io("understand the worker")(error)),
+    }
 }
 
 /// Sends a reply; its file is closed here then.
