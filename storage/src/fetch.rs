@@ -54,6 +54,8 @@ pub(crate) struct Fetcher {
     neighbours: Neighbours,
     rate: RateLimiter,
     demand: Demand,
+    /// Closed when the reader has gone.
+    stopped: Semaphore,
     metrics: Arc<Metrics>,
 }
 
@@ -94,6 +96,7 @@ impl Fetcher {
             neighbours: Neighbours::default(),
             rate,
             demand: Demand { running: AtomicU32::new(0), last: Mutex::new(Instant::now()) },
+            stopped: Semaphore::new(0),
             metrics,
         }
     }
@@ -104,6 +107,20 @@ impl Fetcher {
 
     pub(crate) fn upstream(&self) -> &Upstream {
         &self.upstream
+    }
+
+    /// The reader has gone: what is under way is given up.
+    pub(crate) fn stop(&self) {
+        self.stopped.close();
+    }
+
+    /// What a future gives; `None` if the reader goes before that.
+    async fn unless_stopped<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            output = future => Some(output),
+            // It never has a permit.
+            _ = self.stopped.acquire() => None,
+        }
     }
 
     /// How long no request has been made or waited for that a reader needs.
@@ -166,7 +183,9 @@ impl Fetcher {
         let (fetcher, blob) = (Arc::clone(self), Arc::clone(blob));
         self.runtime.spawn(async move {
             let eager = vec![chunks.clone()];
-            if let Err(error) = fetcher.fetch_absent(&blob, chunks, eager, Priority::Ahead).await {
+            // It holds no chunks while it waits.
+            let fetch = fetcher.fetch_absent(&blob, chunks, eager, Priority::Ahead);
+            if let Some(Err(error)) = fetcher.unless_stopped(fetch).await {
                 tracing::debug!(error = &*error as &dyn std::error::Error, "read-ahead given up");
             }
         });

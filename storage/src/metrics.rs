@@ -17,7 +17,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-pub use kinds::{BySource, BySourceAndKind, Description, Each, Label, Seconds};
+pub use kinds::{BySource, BySourceAndKind, Counted, Description, Each, Label, Seconds, Standing, Up};
 
 use crate::source::ErrorKind;
 use kinds::{describe, labels, register};
@@ -93,8 +93,9 @@ metrics! {
         source_errors: BySourceAndKind<Counter> = "lazo_source_errors_total";
         /// Time from a request to the first byte of its answer.
         source_first_byte: BySource<Seconds> = "lazo_source_first_byte_seconds";
-        /// Whether a source is used: 1, or 0 while it is left alone after errors.
-        source_up: BySource<Gauge> = "lazo_source_up";
+        /// Whether a source is used: 1, or 0 while an image leaves it alone after errors. Each image finds that out by itself. Gone when no
+        /// image has the source any more.
+        source_up: BySource<kinds::Up> = "lazo_source_up";
         /// Second requests for the same bytes, made here because another source was slower than usual.
         source_hedged: BySource<Counter> = "lazo_source_hedged_total";
         /// Chunks from a source whose bytes did not match the chunk index. They were fetched again, and reached nobody.
@@ -127,9 +128,9 @@ metrics! {
         in_flight_requests: Each<Priority, Gauge> = "lazo_in_flight_requests";
         /// Chunks named by prefetch lists, as far as these have been worked through.
         prefetch_chunks: Counter = "lazo_prefetch_chunks_total";
-        /// Mounts whose prefetch list has been worked through: the last of it has been asked for, or was in the cache.
+        /// Images being served whose prefetch list has been worked through: the last of it has been asked for, or was in the cache.
         prefetch_complete: Gauge = "lazo_prefetch_complete";
-        /// Mounts whose background fill has brought the whole image into the cache.
+        /// Images being served whose background fill has brought the whole image into the cache.
         fill_complete: Gauge = "lazo_fill_complete";
     }
     "Cache" {
@@ -173,21 +174,19 @@ impl Metrics {
         Self::default()
     }
 
-    /// What is counted for one source, to be kept by who uses that source. The source counts as up.
+    /// What is counted for one source, to be kept by who uses that source for as long as he does. It counts as up.
     #[must_use]
     pub fn source(&self, name: &str) -> SourceMetrics {
-        let source = SourceMetrics {
+        SourceMetrics {
             requests: self.source_requests.get(name),
             bytes: self.source_bytes.get(name),
             first_byte: self.source_first_byte.get(name),
-            up: self.source_up.get(name),
+            up: Standing::new(&self.source_up, name),
             hedged: self.source_hedged.get(name),
             wrong_chunks: self.wrong_chunks.get(name),
             errors: self.source_errors.clone(),
             name: name.into(),
-        };
-        source.up.set(1);
-        source
+        }
     }
 
     /// The text that a scraper reads, in the format [`CONTENT_TYPE`].
@@ -219,13 +218,13 @@ impl Metrics {
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// What is counted for one source; see the fields of [`Metrics`].
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 #[expect(missing_docs, reason = "described at Metrics")]
 pub struct SourceMetrics {
     pub requests: Counter,
     pub bytes: Counter,
     pub first_byte: Seconds,
-    pub up: Gauge,
+    pub up: Standing,
     pub hedged: Counter,
     pub wrong_chunks: Counter,
     errors: BySourceAndKind<Counter>,

@@ -8,7 +8,7 @@ use lazo_format::{BlobIndex, ChunkIndex, IndexError, PrefetchRange};
 
 use crate::blob::Blob;
 use crate::error::ReadError;
-use crate::metrics::Priority;
+use crate::metrics::{Counted, Priority};
 use crate::reader::Reader;
 use crate::window::{self, MAX_REQUEST};
 
@@ -63,7 +63,7 @@ impl Reader {
                 match reader.prefetch_batch(next).await {
                     Ok(Some(end)) => next = end,
                     Ok(None) => {
-                        reader.metrics.prefetch_complete.inc();
+                        reader.prefetched.get_or_init(|| Counted::new(&reader.metrics.prefetch_complete));
                         break;
                     }
                     Err(error) => {
@@ -185,7 +185,7 @@ async fn fill(reader: Weak<Reader>) {
         }
     }
     if let Some(reader) = reader.upgrade() {
-        reader.metrics.fill_complete.inc();
+        reader.filled.get_or_init(|| Counted::new(&reader.metrics.fill_complete));
         tracing::info!("the whole image is in the cache");
     }
 }

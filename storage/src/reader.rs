@@ -14,7 +14,7 @@ use crate::error::ReadError;
 use crate::fetch::Fetcher;
 use crate::flight::Outcome;
 use crate::mapped::Mapped;
-use crate::metrics::{Metrics, Stats};
+use crate::metrics::{Counted, Metrics, Stats};
 use crate::rate::RateLimiter;
 use crate::source::BlobSource;
 use crate::upstream::{Policy, Upstream};
@@ -70,6 +70,8 @@ pub struct Reader {
     pub(crate) runtime: Handle,
     pub(crate) background: Mutex<Option<JoinHandle<()>>>,
     pub(crate) sealing: Mutex<Option<JoinHandle<()>>>,
+    pub(crate) prefetched: OnceLock<Counted>,
+    pub(crate) filled: OnceLock<Counted>,
 }
 
 impl Reader {
@@ -85,6 +87,8 @@ impl Reader {
             metrics,
             background: Mutex::default(),
             sealing: Mutex::default(),
+            prefetched: OnceLock::new(),
+            filled: OnceLock::new(),
             index,
             runtime,
         }
@@ -215,6 +219,8 @@ impl Drop for Reader {
                 task.abort();
             }
         }
+        // Nobody waits for anything any more.
+        self.fetcher.stop();
     }
 }
 

@@ -1,6 +1,7 @@
 //! The data path against a source that counts, fails and lies.
 #![expect(clippy::cast_possible_truncation, reason = "a blob of some megabytes")]
 
+mod leaving;
 mod sealing;
 
 use std::collections::VecDeque;
@@ -177,6 +178,8 @@ impl Process<'_> {
 /// What a request gets, in place of what was asked for.
 enum Trick {
     Refuse,
+    /// No answer ever.
+    Hang,
     /// One bit of the byte at this offset of the reply is wrong.
     Flip(usize),
     Cut,
@@ -225,6 +228,7 @@ impl BlobSource for Registry {
             let bytes = match trick {
                 None => Ok(bytes),
                 Some(Trick::Refuse) => Err(SourceError::new(ErrorKind::Unreachable, "connection refused")),
+                Some(Trick::Hang) => std::future::pending().await,
                 Some(Trick::Cut) => Ok(bytes.slice(..bytes.len() - 1)),
                 Some(Trick::Flip(at)) => {
                     let mut bytes = bytes.to_vec();

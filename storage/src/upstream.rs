@@ -242,7 +242,7 @@ impl Shared {
 
     fn back(&self, source: SourceId, tell: bool) {
         let named = self.named(source);
-        named.metrics.up.set(1);
+        named.metrics.up.set(true);
         if tell {
             tracing::info!(source = %named.name, "a source is back");
         }

@@ -121,13 +121,15 @@ fn sources(samples: &[Sample<'_>]) -> Vec<SourceStats> {
     struct FirstBytes {
         seconds: f64,
         count: f64,
+        /// A source that no image has any more counts no longer.
+        in_use: bool,
     }
     let mut sources: BTreeMap<&str, (SourceStats, FirstBytes)> = BTreeMap::new();
     for sample in samples {
         let Some(name) = sample.label("source") else { continue };
         let (source, first) = sources.entry(name).or_default();
         match sample.name {
-            "lazo_source_up" => source.up = sample.value > 0.0,
+            "lazo_source_up" => (source.up, first.in_use) = (sample.value > 0.0, true),
             "lazo_source_requests_total" => source.requests += whole(sample.value),
             "lazo_source_bytes_total" => source.bytes += whole(sample.value),
             "lazo_source_errors_total" => source.errors += whole(sample.value),
@@ -142,7 +144,7 @@ fn sources(samples: &[Sample<'_>]) -> Vec<SourceStats> {
         source.first_byte_ms = (first.count > 0.0).then_some(first.seconds * 1000.0 / first.count);
         source
     };
-    sources.into_iter().map(finish).collect()
+    sources.into_iter().filter(|(_, (_, first))| first.in_use).map(finish).collect()
 }
 
 /// A line of the text: `NAME VALUE` or `NAME{LABEL="VALUE",...} VALUE`.
@@ -221,7 +223,9 @@ mod tests {
         odd.first_byte.observe(Duration::from_millis(20));
         odd.first_byte.observe(Duration::from_millis(40));
         odd.failed(lazo_storage::ErrorKind::Busy);
-        metrics.source("docker://down").up.set(0);
+        let down = metrics.source("docker://down");
+        down.up.set(false);
+        metrics.source("docker://gone").requests.inc();
         let stats = Stats::scraped(&metrics.encode());
         assert_eq!((stats.reads, stats.cached_reads, stats.failed_reads), (4, 3, 1));
         assert_eq!((stats.fetched_bytes, stats.demanded_bytes), (500, 400));

@@ -36,6 +36,9 @@ const BLOCK: u64 = 4096;
 /// of the usual size take about a millisecond.
 const BATCH: u64 = 4 << 20;
 
+/// How far the disk reads ahead of who verifies chunks in order: a few of the usual size, which hide its latency.
+const DISK_AHEAD: u64 = 2 << 20;
+
 /// How often a read that an eviction has overtaken is made again before it keeps evictions out.
 const FREE_READS: u32 = 3;
 
@@ -174,6 +177,7 @@ impl BlobCache {
             return false;
         }
         let range = self.range(chunk);
+        self.read_ahead(files.as_ref(), chunk, range.end);
         let intact = SCRATCH.with_borrow_mut(|scratch| {
             scratch.resize(usize::try_from(range.end - range.start).unwrap_or_default(), 0);
             files.as_ref().is_some_and(|files| files.read(scratch, range.start).is_ok()) && check(scratch)
@@ -264,6 +268,16 @@ impl BlobCache {
                 false
             }
             None => false,
+        }
+    }
+
+    /// Chunks that were left in the cache are verified in order: has the disk begin with the next.
+    fn read_ahead(&self, files: Option<&Files>, chunk: u32, end: u64) {
+        let in_order = chunk.checked_sub(1).is_some_and(|before| self.verified.get(before));
+        let ahead = end..end.saturating_add(DISK_AHEAD).min(self.shape.device_size);
+        if let Some(files) = files.filter(|_| in_order && !self.verified.get(chunk + 1) && !ahead.is_empty()) {
+            files.read_ahead(&ahead);
+            self.read_was_served(Some(files), &ahead);
         }
     }
 

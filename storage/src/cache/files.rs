@@ -4,12 +4,16 @@ mod stage;
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{FallocateFlags, SeekFrom, Timespec, Timestamps, UTIME_NOW, fallocate, futimens, seek};
+use rustix::fs::{
+    Advice, FallocateFlags, SeekFrom, Timespec, Timestamps, UTIME_NOW, fadvise, fallocate, futimens, seek,
+};
 use rustix::io::Errno;
 
 use super::lock::{self, Kind};
@@ -209,6 +213,8 @@ impl Files {
 
     fn locked(dir: &Path, lock: File, data: File, ready: File, writable: bool) -> io::Result<Self> {
         lock_data(&data)?;
+        // The kernel's own read-ahead, of megabytes on some disks, would stay in the page cache: nobody knows what it was.
+        let _ = fadvise(&data, 0, None, Advice::Random);
         let cached = same_file(&data, &dir.join(DATA))?.map(Arc::new);
         Ok(Self { lock, data, ready, writable, writers: Writers::default(), cached })
     }
@@ -274,6 +280,11 @@ impl Files {
 
     pub(super) fn read(&self, buf: &mut [u8], at: u64) -> io::Result<()> {
         self.data.read_exact_at(buf, at)
+    }
+
+    /// Has the disk begin to read what is likely to be read next.
+    pub(super) fn read_ahead(&self, range: &Range<u64>) {
+        let _ = fadvise(&self.data, range.start, NonZeroU64::new(range.end - range.start), Advice::WillNeed);
     }
 
     pub(super) fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {

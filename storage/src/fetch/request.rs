@@ -166,7 +166,9 @@ impl Fetcher {
             let record = request.rest.blob().record();
             let (priority, chunks) = (request.priority, request.rest.chunks());
             tracing::debug!(blob = %record.digest, ?range, ?chunks, ?priority, wanted, "a range request");
-            let error = match self.upstream.open(record, range.clone(), urgency, &[]).await {
+            let opened = self.unless_stopped(self.upstream.open(record, range.clone(), urgency, &[])).await;
+            let Some(opened) = opened else { return request.land(&Outcome::GivenUp) };
+            let error = match opened {
                 Err(error) if wanted => return self.fail(request, error.into()),
                 Err(error) => {
                     tracing::debug!(error = &error as &dyn std::error::Error, "given up what nobody waits for");
@@ -180,9 +182,10 @@ impl Fetcher {
                         _ => None,
                     };
                     match self.receive(&mut request, &mut body, room.as_ref()).await {
-                        Ok(()) if request.rest.is_empty() => return,
-                        Ok(()) => None,
-                        Err(error) => Some(error),
+                        None => return request.land(&Outcome::GivenUp),
+                        Some(Ok(())) if request.rest.is_empty() => return,
+                        Some(Ok(())) => None,
+                        Some(Err(error)) => Some(error),
                     }
                 }
             };
@@ -196,8 +199,8 @@ impl Fetcher {
                 let error = error.map_or_else(|| "answers end before their time".into(), Into::into);
                 return self.fail(request, error);
             }
-            if !paced {
-                tokio::time::sleep(PAUSE).await;
+            if !paced && self.unless_stopped(tokio::time::sleep(PAUSE)).await.is_none() {
+                return request.land(&Outcome::GivenUp);
             }
         }
     }
@@ -219,21 +222,27 @@ impl Fetcher {
         request.land(&Outcome::Failed(Arc::new(error)));
     }
 
-    /// Takes an answer apart as it comes.
+    /// Takes an answer apart as it comes. `None` when the reader goes meanwhile.
     async fn receive(
         self: &Arc<Self>,
         request: &mut Request,
         body: &mut Body,
         room: Option<&Arc<OwnedSemaphorePermit>>,
-    ) -> Result<(), SourceError> {
+    ) -> Option<Result<(), SourceError>> {
         let source = Some(body.source());
         request.mixed |= !request.partial.is_empty() && request.attempt.source != source;
         request.attempt.source = source;
-        while let Some(mut piece) = body.next().await? {
+        loop {
+            // Not while a chunk is handed on: it may be another image's that makes room for it.
+            let mut piece = match self.unless_stopped(body.next()).await? {
+                Ok(Some(piece)) => piece,
+                Ok(None) => return Some(Ok(())),
+                Err(error) => return Some(Err(error)),
+            };
             self.metrics.fetched_bytes[request.priority].inc_by(piece.len() as u64);
             while !piece.is_empty() && !request.rest.is_empty() {
                 let chunk = request.rest.chunks().start;
-                let Ok(record) = request.rest.blob().chunk(chunk) else { return Ok(()) };
+                let Ok(record) = request.rest.blob().chunk(chunk) else { return Some(Ok(())) };
                 let size = record.compressed_size as usize;
                 // Bytes that may be staged have a buffer of their own, so that they hold no larger one.
                 let bytes = if request.partial.is_empty() && piece.len() >= size && request.is_eager(chunk) {
@@ -250,7 +259,6 @@ impl Fetcher {
                 self.arrived(request, bytes, room).await;
             }
         }
-        Ok(())
     }
 
     /// All stored bytes of the first chunk of the rest are there.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Index;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -230,6 +231,13 @@ impl<K, M> Default for Family<K, M> {
     }
 }
 
+#[cfg(test)]
+impl<K, M> Family<K, M> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.read().unwrap().is_empty()
+    }
+}
+
 impl<K: Ord, M: Clone + Default> Family<K, M> {
     fn child(&self, key: K) -> M {
         self.0.write().unwrap_or_else(PoisonError::into_inner).entry(key).or_default().clone()
@@ -249,6 +257,83 @@ impl<M: Clone + Default> BySourceAndKind<M> {
     #[must_use]
     pub fn get(&self, source: &str, kind: &'static str) -> M {
         self.child(ErrorKey(source.into(), kind))
+    }
+}
+
+/// Whether all who use a source find that it works. The last of them takes the metric with him.
+#[derive(Debug, Clone, Default)]
+pub struct Up(Arc<Standings>);
+
+#[derive(Debug, Default)]
+struct Standings {
+    users: AtomicI64,
+    down: AtomicI64,
+}
+
+impl TypedMetric for Up {
+    const TYPE: MetricType = MetricType::Gauge;
+}
+
+impl EncodeMetric for Up {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        encoder.encode_gauge(&i64::from(self.0.down.load(Ordering::Acquire) == 0))
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
+    }
+}
+
+/// How a source stands with one of those who use it.
+#[derive(Debug)]
+pub struct Standing {
+    family: BySource<Up>,
+    source: Box<str>,
+    up: Up,
+    is_down: AtomicBool,
+}
+
+impl Standing {
+    pub(super) fn new(family: &BySource<Up>, source: &str) -> Self {
+        let mut sources = family.0.write().unwrap_or_else(PoisonError::into_inner);
+        let up = sources.entry(SourceKey(source.into())).or_default().clone();
+        // Under the lock, so that the last user does not take it away just now.
+        up.0.users.fetch_add(1, Ordering::AcqRel);
+        Self { family: family.clone(), source: source.into(), up, is_down: AtomicBool::new(false) }
+    }
+
+    /// It works, or is left alone.
+    pub fn set(&self, up: bool) {
+        if self.is_down.swap(!up, Ordering::AcqRel) == up {
+            self.up.0.down.fetch_add(if up { -1 } else { 1 }, Ordering::AcqRel);
+        }
+    }
+}
+
+impl Drop for Standing {
+    fn drop(&mut self) {
+        self.set(true);
+        let mut sources = self.family.0.write().unwrap_or_else(PoisonError::into_inner);
+        if self.up.0.users.fetch_sub(1, Ordering::AcqRel) == 1 {
+            sources.remove(&SourceKey(std::mem::take(&mut self.source)));
+        }
+    }
+}
+
+/// One in a gauge, for as long as it is held.
+#[derive(Debug)]
+pub struct Counted(Gauge);
+
+impl Counted {
+    pub(crate) fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

@@ -142,7 +142,8 @@ fn the_text_is_what_scrapers_read() {
 #[test]
 fn the_table_describes_what_is_scraped() {
     let metrics = Metrics::new();
-    metrics.source("s").failed(ErrorKind::Server);
+    let source = metrics.source("s");
+    source.failed(ErrorKind::Server);
     let parsed = Parsed::of(&metrics.encode());
     let mut names = BTreeSet::new();
     for metric in METRICS {
@@ -185,4 +186,44 @@ fn sums_are_over_all_labels() {
         failed_reads: 1,
     };
     assert_eq!(metrics.stats(), wanted);
+}
+
+#[test]
+fn a_source_is_up_while_all_who_have_it_say_so_and_gone_with_the_last() {
+    let metrics = Metrics::new();
+    let up = || {
+        let parsed = Parsed::of(&metrics.encode());
+        parsed.get("lazo_source_up", &Labels::from([("source".into(), "s".into())]))
+    };
+    assert_eq!(up(), None);
+    let (one, two) = (metrics.source("s"), metrics.source("s"));
+    assert_eq!(up(), Some(1.0));
+    for _ in 0..2 {
+        one.up.set(false);
+        one.up.set(false);
+        two.up.set(true);
+        assert_eq!(up(), Some(0.0), "one of two leaves it alone");
+        one.up.set(true);
+        assert_eq!(up(), Some(1.0));
+    }
+    one.up.set(false);
+    two.up.set(false);
+    drop(one);
+    assert_eq!(up(), Some(0.0));
+    two.up.set(true);
+    assert_eq!(up(), Some(1.0), "what one left behind does not count");
+    two.requests.inc();
+    drop(two);
+    assert_eq!(up(), None);
+    assert_eq!(metrics.stats().requests, 1, "what was counted stays");
+    assert!(metrics.source_up.is_empty());
+}
+
+#[test]
+fn what_is_counted_while_it_is_held_is_no_longer_counted_then() {
+    let metrics = Metrics::new();
+    let held = [(); 3].map(|()| Counted::new(&metrics.fill_complete));
+    assert_eq!(metrics.fill_complete.get(), 3);
+    drop(held);
+    assert_eq!(metrics.fill_complete.get(), 0);
 }

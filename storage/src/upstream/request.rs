@@ -96,7 +96,7 @@ impl Shared {
         named.metrics.failed(error.kind);
         let change = self.board().failed(pass.source, blob, error, started, Instant::now());
         let up = self.board().is_up(pass.source);
-        named.metrics.up.set(i64::from(up));
+        named.metrics.up.set(up);
         match change {
             Change::Down(pause) => self.down(pass.source, error, pause),
             Change::Skipped => self.skipped(pass.source, blob, error),
