@@ -114,10 +114,15 @@ pub(super) fn run() -> Result<()> {
     let wishes = keeper.listen().map_err(Error::io::<io::Error>("start a thread"))?;
     let mounter = starting.connect().map_err(Error::io::<io::Error>("start threads"))?;
     let worker = Arc::new(Worker::new(keeper, begin, mounter, runtime.handle().clone())?);
-    let result = runtime.block_on(worker.serve(files, wishes, listener, access));
-    // What still runs is cut off with the process.
-    runtime.shutdown_background();
-    result
+    let code = match runtime.block_on(worker.serve(files, wishes, listener, access)) {
+        Ok(()) => 0,
+        Err(error) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "the worker cannot go on");
+            1
+        }
+    };
+    // At once: a reply that is dropped unsent becomes an I/O error, and one that was not given is asked for again by the next worker.
+    std::process::exit(code);
 }
 
 /// Others may pass through the run directory, to the control socket.
