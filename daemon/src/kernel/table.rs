@@ -1,7 +1,7 @@
 //! The mount table, `/proc/self/mountinfo`: its lines and their escapes.
 
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 
 /// A line of the mount table.
@@ -26,7 +26,11 @@ pub(crate) fn lines(table: &[u8]) -> impl DoubleEndedIterator<Item = Line> {
 
 /// The line on top at a path.
 pub(crate) fn on_top(table: &[u8], path: &Path) -> Option<Line> {
-    table.split(|&b| b == b'\n').rev().find(|line| point(line).is_some_and(|p| unescape(p) == path)).and_then(line)
+    let is_there = |point: &[u8]| match point.contains(&b'\\') {
+        true => unescape(point) == path,
+        false => point == path.as_os_str().as_bytes(),
+    };
+    table.split(|&b| b == b'\n').rev().find(|line| point(line).is_some_and(is_there)).and_then(line)
 }
 
 fn point(line: &[u8]) -> Option<&[u8]> {

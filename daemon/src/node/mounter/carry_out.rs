@@ -12,7 +12,7 @@ use rustix::mount::{MountAttrFlags, OpenTreeFlags, UnmountFlags, open_tree, unmo
 use super::context::{Context, SOURCE, attach};
 use super::namespace::Namespaces;
 use super::overlay::Uppers;
-use super::paths::{MAX_PARAMETER, RunDir, check, device, parameter, regular, user_directory};
+use super::paths::{MAX_PARAMETER, RunDir, check, device, parameter, regular};
 use super::{Answer, How, MountEntry, Order, Refusal, SUBTYPE, probe, sys};
 use crate::kernel::table::{self, Line};
 
@@ -118,7 +118,7 @@ impl Site {
     }
 
     fn clone(&self, from: &Path, to: &Path, how: &How) -> Result<(), Refusal> {
-        let (source, directory) = (self.run_dir.mount(from)?, user_directory(to, "mount at")?);
+        let (source, directory) = (self.run_dir.mount(from)?, self.run_dir.place_outside(to)?);
         let tree = self.clone_tree(from, &source, how)?;
         attach(&tree, &directory).map_err(Refusal::io(format!("mount at {}", to.display())))
     }

@@ -45,7 +45,7 @@ impl Site {
         parts: &Path,
         how: &How,
     ) -> Result<(), Refusal> {
-        let (source, directory) = (self.run_dir.mount(lower)?, user_directory(to, "mount at")?);
+        let (source, directory) = (self.run_dir.mount(lower)?, self.run_dir.place_outside(to)?);
         if parts.parent() != Some(&self.run_dir.below(PARTS)) {
             return Err(Refusal::new(format!("{} is no place for the parts of an overlay", parts.display())));
         }

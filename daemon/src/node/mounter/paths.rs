@@ -77,6 +77,14 @@ impl RunDir {
         }
     }
 
+    /// A user's directory to mount at: not one of the daemon's own, which it could not use any more.
+    pub(super) fn place_outside(&self, path: &Path) -> Result<OwnedFd, Refusal> {
+        if path.starts_with(&self.path) {
+            return Err(Refusal::new(format!("cannot mount at {}: the daemon's own mounts are there", path.display())));
+        }
+        user_directory(path, "mount at")
+    }
+
     /// A regular file below, open for reading.
     pub(super) fn file(&self, path: &Path) -> Result<OwnedFd, Refusal> {
         // What is no file is not opened: a pipe would wait, a device do who knows what.

@@ -286,6 +286,8 @@ async fn hostile_orders_are_refused() {
         ("user/file", "Not a directory"),
         ("user/none", "No such file"),
         ("user/../user/one", "without \"..\""),
+        ("run", "own mounts"),
+        ("run/images/1", "own mounts"),
     ];
     for (path, reason) in to {
         let refusal = rig.refused(clone(&image, &rig.path(path))).await;
