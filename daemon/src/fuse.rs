@@ -128,6 +128,8 @@ impl Filesystem for Fuse {
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_NO_OPEN_SUPPORT,
             InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+            // The kernel takes it from mounts whose permissions it checks itself, as it does for all trees.
+            InitFlags::FUSE_ALLOW_IDMAP,
         ];
         let acl = self.fs.has_acls().then_some(InitFlags::FUSE_POSIX_ACL);
         configure(config, wanted.into_iter().chain(acl));

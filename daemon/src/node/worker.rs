@@ -99,11 +99,14 @@ struct Worker {
 /// The process's main: its link to the supervisor is its standard input.
 pub(super) fn run() -> Result<()> {
     let link = take_stdin().map_err(Error::io::<io::Error>("find the supervisor"))?;
-    let (keeper, begin, mut files) = Keeper::begin(link).map_err(Error::io::<io::Error>("hear from the supervisor"))?;
+    let (keeper, mut begin, mut files) =
+        Keeper::begin(link).map_err(Error::io::<io::Error>("hear from the supervisor"))?;
     let config = &begin.config;
     let made = |dir: &Path| Error::io::<io::Error>(format!("make {}", dir.display()));
     std::fs::create_dir_all(&config.state_dir).map_err(made(&config.state_dir))?;
-    make_run_dir(&config.run_dir).map_err(made(&config.run_dir))?;
+    // As the mount table has it.
+    begin.config.run_dir = make_run_dir(&config.run_dir).map_err(made(&config.run_dir))?;
+    let config = &begin.config;
     let _alive = handover::lock_worker(&config.run_dir).map_err(Error::io::<io::Error>("begin to serve"))?;
     // With all rights, and before there are threads, which would keep theirs.
     let starting = Starting::spawn(&config.run_dir).map_err(Error::io::<io::Error>("start the process that mounts"))?;
@@ -125,13 +128,13 @@ pub(super) fn run() -> Result<()> {
     std::process::exit(code);
 }
 
-/// Others may pass through the run directory, to the control socket.
-fn make_run_dir(path: &Path) -> io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
+/// Others may pass through the run directory, to the control socket. Gives its path without links.
+fn make_run_dir(path: &Path) -> io::Result<PathBuf> {
+    if !path.is_dir() {
+        std::fs::create_dir_all(path)?;
+        std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
     }
-    std::fs::create_dir_all(path)?;
-    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o711))
+    std::fs::canonicalize(path)
 }
 
 /// The control socket: the one that was kept, so that nobody is turned away meanwhile, or a new one.

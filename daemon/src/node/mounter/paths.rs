@@ -99,10 +99,13 @@ pub(super) fn user_directory(path: &Path, to_do: &str) -> Result<OwnedFd, Refusa
     check(path)?;
     openat2(CWD, path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::NO_SYMLINKS)
         .map_err(|error| match error {
-            Errno::LOOP => Refusal::new(format!(
-                "cannot {to_do} {}: it has a symbolic link in it; name what it leads to",
-                path.display()
-            )),
+            Errno::LOOP => Refusal {
+                message: format!(
+                    "cannot {to_do} {}: it has a symbolic link in it; name what it leads to",
+                    path.display()
+                ),
+                ..Refusal::io("")(error)
+            },
             error => Refusal::io(format!("{to_do} {}", path.display()))(error),
         })
 }
