@@ -23,7 +23,7 @@ pub(crate) struct Args {
 enum Command {
     /// Go on with another program; programs that read wait for a moment and notice nothing else
     Upgrade {
-        /// The program [default: what is now at the path of the one that runs]
+        /// The program [default: this very one]
         binary: Option<PathBuf>,
     },
 }
@@ -72,8 +72,11 @@ fn upgrade(global: &Global, binary: Option<&PathBuf>) -> anyhow::Result<()> {
     let Some(daemon) = Client::find(global.run_dir())? else {
         bail!("no node daemon runs at {}", global.run_dir().display());
     };
-    let binary = binary.map(std::fs::canonicalize).transpose().context("cannot find the program")?;
-    let now = daemon.upgrade(binary.as_deref())?;
+    let binary = match binary {
+        Some(binary) => std::fs::canonicalize(binary),
+        None => std::env::current_exe(),
+    };
+    let now = daemon.upgrade(Some(&binary.context("cannot find the program")?))?;
     output::print(format!(
         "lazo {} serves now, as process {}, after {} ms\n",
         now.version, now.worker_pid, now.pause_ms

@@ -14,7 +14,7 @@ use crate::global::Global;
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "With the node daemon only")]
 pub(super) struct OfDaemon {
-    /// Make it writable: what is written goes to DIR/upper and stays there, or to memory, of SIZE at most, and goes with the mount
+    /// Make it writable: what is written goes to an existing DIR, below upper, and stays there, or to memory, of SIZE at most, and goes with the mount
     #[arg(long, value_name = "DIR|tmpfs[:SIZE]", value_parser = writable)]
     rw: Option<Writable>,
     /// Show files as other users', for user namespaces: INSIDE:OUTSIDE:COUNT, several joined by +; groups as users unless given

@@ -4,6 +4,7 @@ mod cache;
 mod check;
 mod convert;
 mod crash;
+mod daemon;
 mod demo;
 mod faults;
 mod hostile;

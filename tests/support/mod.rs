@@ -1,5 +1,6 @@
 //! What the end-to-end tests stand on: the binary, scratch directories, the corpus, and fixtures that clean up.
 
+pub(crate) mod crafted;
 pub(crate) mod erofs_mount;
 #[expect(dead_code, reason = "the benchmarks use the rest")]
 pub(crate) mod faults;
@@ -7,6 +8,7 @@ pub(crate) mod layout;
 pub(crate) mod listing;
 pub(crate) mod metrics;
 pub(crate) mod mounted;
+pub(crate) mod node;
 pub(crate) mod own;
 pub(crate) mod random;
 pub(crate) mod registry;

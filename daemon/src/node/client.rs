@@ -273,8 +273,17 @@ impl Client {
         let body = serde_json::to_vec(request).map_err(|error| {
             ApiError::new(ErrorKind::Invalid, format!("the node daemon takes paths that are UTF-8 only: {error}"))
         })?;
-        let answer = self.call(method, path, body.into(), until, limit)?;
-        self.parse(&answer)
+        let body = Bytes::from(body);
+        let patience = until.min(Instant::now() + LOOK);
+        loop {
+            match self.call(method.clone(), path, body.clone(), until, limit) {
+                // A worker that ends takes no more; the next one will.
+                Err(error) if error.kind() == Some(ErrorKind::Unavailable) && Instant::now() < patience => {
+                    std::thread::sleep(PAUSE);
+                }
+                result => return self.parse(&result?),
+            }
+        }
     }
 
     fn parse<T: DeserializeOwned>(&self, answer: &[u8]) -> Result<T> {

@@ -71,7 +71,7 @@ impl From<Prefetch> for lazo_storage::Prefetch {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum Writable {
-    /// To `upper` and `work` in this directory, which are made if they are not there. What is written stays after the unmount.
+    /// To `upper` and `work` in this existing directory, which are made if they are not there. What is written stays after the unmount.
     Directory(PathBuf),
     /// To memory; gone after the unmount.
     Tmpfs {

@@ -262,6 +262,7 @@ impl Supervisor {
         let (ours, theirs) = link::pair()?;
         let mut command = self.program.command();
         // Signals from a terminal are for this process alone.
+        command.env("LAZO_LOG", &self.config.log_level);
         command.args(["daemon", "--process", "worker"]).stdin(Stdio::from(theirs)).process_group(0);
         let child = command.spawn()?;
         drop(command);

@@ -400,7 +400,7 @@ impl Node for Front {
         Health {
             ok: problems.is_empty(),
             problems,
-            mode: if no_erofs.is_none() { Served::Erofs } else { Served::Fuse },
+            mode: self.0.choose(super::protocol::Mode::Auto).unwrap_or(Served::Erofs),
             no_erofs,
             worker_pid: std::process::id(),
             supervisor_pid: rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get().cast_unsigned()),

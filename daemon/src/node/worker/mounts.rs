@@ -410,7 +410,7 @@ impl Worker {
         self.leave_image(record.slot).await;
     }
 
-    fn choose(&self, mode: Mode) -> Result<Served, ApiError> {
+    pub(super) fn choose(&self, mode: Mode) -> Result<Served, ApiError> {
         let mode = if mode == Mode::Auto { self.config.mode } else { mode };
         match (mode, self.no_erofs()) {
             (Mode::Fuse, _) | (Mode::Auto, Some(_)) => Ok(Served::Fuse),

@@ -1,0 +1,135 @@
+//! A node daemon of a test's own.
+
+use std::{
+    fs::{self, File},
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    process::{Child, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use super::{
+    Scratch,
+    metrics::{curl, until},
+    mounted::{Mounted, has_ended},
+    unmount_below,
+};
+
+/// The ways in which images are served.
+pub(crate) const MODES: [&str; 2] = ["erofs", "fuse"];
+
+/// How long a daemon that is told to end may take.
+const END: Duration = Duration::from_secs(20);
+
+/// `lazo daemon` with the state and run directories of a scratch directory. On drop it is killed, with all of its processes, and
+/// what it has mounted is unmounted.
+pub(crate) struct Node<'a> {
+    scratch: &'a Scratch,
+    process: Child,
+}
+
+impl<'a> Node<'a> {
+    /// One that serves images in this mode.
+    pub(crate) fn start(scratch: &'a Scratch, mode: &str) -> Self {
+        Self::with(scratch, &format!("mode = \"{mode}\"\n"))
+    }
+
+    /// One with this configuration.
+    pub(crate) fn with(scratch: &'a Scratch, config: &str) -> Self {
+        let file = scratch.join("lazo.toml");
+        fs::write(&file, config).expect("the configuration");
+        let log = File::options().create(true).append(true).open(scratch.join("daemon.log")).expect("the log");
+        let mut command = scratch.lazo(["daemon", "--config"]);
+        command.arg(file).stdout(Stdio::null()).stderr(log);
+        let mut node = Self { scratch, process: command.spawn().expect("lazo daemon") };
+        until("the daemon answers", || {
+            let ended = node.process.try_wait().expect("its state");
+            assert!(ended.is_none(), "the daemon has ended: {}", node.log());
+            UnixStream::connect(node.socket()).ok()
+        });
+        node.get("health");
+        node
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.scratch.join("run/lazo.sock")
+    }
+
+    /// What it answers to `GET /v1/NAME`.
+    pub(crate) fn get(&self, name: &str) -> Value {
+        let text = curl(&self.socket(), &format!("http://lazo/v1/{name}"), &[]);
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{name}: {error}: {text}"))
+    }
+
+    pub(crate) fn metrics(&self) -> String {
+        curl(&self.socket(), "http://lazo/metrics", &[])
+    }
+
+    /// What `lazo stats --json` says.
+    pub(crate) fn stats(&self) -> Value {
+        serde_json::from_str(&self.scratch.lazo_ok(["stats", "--json"])).expect("JSON")
+    }
+
+    /// Mounts at a new directory `name` of the scratch directory.
+    pub(crate) fn mount(&self, image: &str, name: &str, options: &[&str]) -> Mounted<'a> {
+        Mounted::with(self.scratch, image, name, options)
+    }
+
+    /// The process that serves now.
+    pub(crate) fn worker(&self) -> Pid {
+        let pid = self.get("health")["worker_pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+        pid.and_then(Pid::from_raw).expect("a process")
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.scratch.join("daemon.log")).unwrap_or_default()
+    }
+
+    /// Tells it to end, and waits until all of its processes have.
+    pub(crate) fn stop(mut self) {
+        let family = self.family();
+        kill_process(Pid::from_child(&self.process), Signal::TERM).expect("it lives");
+        let begin = Instant::now();
+        while self.process.try_wait().expect("its state").is_none() || !family.iter().all(|pid| has_ended(*pid)) {
+            assert!(begin.elapsed() < END, "the daemon does not end: {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The processes that it has started, and those that these have.
+    fn family(&self) -> Vec<Pid> {
+        let mut family = vec![Pid::from_child(&self.process)];
+        let mut next = 0;
+        while let Some(parent) = family.get(next) {
+            family.extend(children(*parent));
+            next += 1;
+        }
+        family.split_off(1)
+    }
+}
+
+/// The living children of all threads of a process.
+fn children(parent: Pid) -> Vec<Pid> {
+    let threads = fs::read_dir(format!("/proc/{}/task", parent.as_raw_nonzero())).into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    let text = lists.collect::<Vec<_>>().join(" ");
+    text.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)).collect()
+}
+
+impl Drop for Node<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the daemon's log:\n{}", self.log());
+        }
+        let family = self.family();
+        let _ = self.process.kill();
+        for process in family {
+            let _ = kill_process(process, Signal::KILL);
+        }
+        let _ = self.process.wait();
+        unmount_below(self.scratch.path());
+    }
+}
