@@ -1,5 +1,6 @@
 //! The node daemon as its users see it: through `lazo`, in both modes.
 
+mod managed;
 mod overlays;
 
 use std::{
@@ -302,7 +303,7 @@ fn one_daemon_a_run_directory() {
     let node = Node::start(&scratch, "fuse");
     let mounted = node.mount(&small(), "mount", &[]);
     let error = failure_of(&mut scratch.lazo(["daemon"]));
-    assert!(error.contains("another node daemon"), "{error}");
+    assert!(error.contains("another daemon"), "{error}");
     assert_eq!(fs::read(mounted.path().join(FILE)).expect("the file").len(), 524_288);
     mounted.umount();
     node.stop();

@@ -94,7 +94,7 @@ pub(crate) fn run_directory() -> &'static Path {
     })
 }
 
-fn unmount_below(directory: &Path) {
+pub(crate) fn unmount_below(directory: &Path) {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let points =
         table.lines().filter_map(|line| line.split(' ').nth(4)).filter(|point| Path::new(point).starts_with(directory));
