@@ -41,6 +41,9 @@ pub(super) use peer::{Access, listen};
 /// [`MAX_VIEWS`] let through; that they are many keeps those who wait for their images from shutting out the others.
 const MAX_CONNECTIONS: usize = 512;
 
+/// Connections of those who may not use the API, at a time, for as long as they are told so; more are closed at once.
+const MAX_STRANGERS: usize = 8;
+
 /// Mounts that are being made, prunes and upgrades at a time; others wait. Each may hold a request to a registry.
 const MAX_CHANGES: usize = 64;
 
@@ -93,7 +96,6 @@ pub(super) trait Node: Send + Sync + 'static {
 /// What is under way, of all connections together.
 #[derive(Debug)]
 struct Room {
-    connections: Arc<Semaphore>,
     changes: Semaphore,
     views: Semaphore,
 }
@@ -105,19 +107,22 @@ struct Room {
 pub(super) async fn serve<N: Node>(listener: StdUnixListener, access: Access, node: Arc<N>) -> io::Result<Infallible> {
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
-    let access = Arc::new(access);
-    let room = Arc::new(Room {
-        connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-        changes: Semaphore::new(MAX_CHANGES),
-        views: Semaphore::new(MAX_VIEWS),
-    });
+    let (connections, strangers) = (Arc::new(Semaphore::new(MAX_CONNECTIONS)), Arc::new(Semaphore::new(MAX_STRANGERS)));
+    let room = Arc::new(Room { changes: Semaphore::new(MAX_CHANGES), views: Semaphore::new(MAX_VIEWS) });
     loop {
-        let permit = Arc::clone(&room.connections).acquire_owned().await.map_err(io::Error::other)?;
         match listener.accept().await {
             Ok((stream, _)) => {
-                let (node, access, room) = (Arc::clone(&node), Arc::clone(&access), Arc::clone(&room));
+                let allowed = access.check(&stream);
+                let permit = match &allowed {
+                    Ok(()) => Arc::clone(&connections).acquire_owned().await.map_err(io::Error::other)?,
+                    Err(_) => match Arc::clone(&strangers).try_acquire_owned() {
+                        Ok(permit) => permit,
+                        Err(_) => continue,
+                    },
+                };
+                let (node, room) = (Arc::clone(&node), Arc::clone(&room));
                 tokio::spawn(async move {
-                    answer(stream, &access, node, room).await;
+                    answer(stream, allowed, node, room).await;
                     drop(permit);
                 });
             }
@@ -130,8 +135,8 @@ pub(super) async fn serve<N: Node>(listener: StdUnixListener, access: Access, no
 }
 
 /// One connection. What goes wrong with it is the client's to see.
-async fn answer<N: Node>(stream: UnixStream, access: &Access, node: Arc<N>, room: Arc<Room>) {
-    let allowed = access.check(&stream);
+async fn answer<N: Node>(stream: UnixStream, allowed: Result<(), ApiError>, node: Arc<N>, room: Arc<Room>) {
+    let stranger = allowed.is_err();
     let service = service_fn(move |request| {
         let (node, room, allowed) = (Arc::clone(&node), Arc::clone(&room), allowed.clone());
         async move {
@@ -145,6 +150,7 @@ async fn answer<N: Node>(stream: UnixStream, access: &Access, node: Arc<N>, room
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
+        .keep_alive(!stranger)
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     let _ = connection.await;
