@@ -5,10 +5,12 @@ mod overlays;
 
 use std::{
     fs::{self, File},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
 
+use base64::Engine as _;
 use rustix::io::Errno;
 
 use crate::support::{
@@ -20,7 +22,7 @@ use crate::support::{
     mounted::{Mounted, is_mounted},
     node::{MODES, Node},
     output_of,
-    registry::Registry,
+    registry::{Registry, USER},
     run, stdout_of,
 };
 
@@ -334,6 +336,39 @@ fn an_upgrade_is_not_noticed() {
         mounted.umount();
         node.stop();
     }
+}
+
+#[test]
+fn logins_are_those_of_who_mounts() {
+    let scratch = Scratch::new();
+    let registry = Registry::with_basic_auth(&scratch, "registry");
+    let image = registry.image("private:lazo");
+    let auth = base64::engine::general_purpose::STANDARD.encode(USER);
+    let login = serde_json::json!({ "auths": { registry.host.as_str(): { "auth": auth } } });
+    // Somewhere that the daemon's environment does not lead to, and that is another user's own.
+    let file = scratch.dir("user/.docker").join("config.json");
+    fs::write(&file, login.to_string()).expect("the login");
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("a mode");
+    std::os::unix::fs::chown(&file, Some(1000), Some(1000)).expect("an owner");
+    let as_user = |arguments: &[&str]| {
+        let mut command = scratch.lazo(arguments);
+        command.env("HOME", scratch.join("user"));
+        command
+    };
+    stdout_of(&mut as_user(&["convert", &Corpus::get("small").image("app-one"), &image]));
+    let node = Node::start(&scratch, "erofs");
+    let error = Mounted::failure(&scratch, &image, "mount");
+    assert!(error.contains(&registry.host), "{error}");
+    let dir = scratch.dir("mount");
+    stdout_of(as_user(&["mount", &image]).arg(&dir));
+    let mounted = Mounted::adopt(&scratch, dir);
+    assert_eq!(fs::read(mounted.path().join("app/one")).expect("a file").len(), 700_000);
+    // What is mounted stays in the cache.
+    let digest = crate::support::layout::text(&node.get("images")[0]["manifest"]);
+    let error = scratch.lazo_err(["cache", "rm", &digest]);
+    assert!(error.contains("in use") && error.contains("the node daemon"), "{error}");
+    mounted.umount();
+    node.stop();
 }
 
 #[test]
