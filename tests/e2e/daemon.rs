@@ -372,6 +372,21 @@ fn logins_are_those_of_who_mounts() {
 }
 
 #[test]
+fn a_group_may_be_let_in() {
+    let scratch = Scratch::new();
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o711)).expect("a mode");
+    let node = Node::with(&scratch, "control_group = \"4712\"\n");
+    let ask = |groups: &str| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=1000", "--regid=1000", groups, "curl", "--silent", "--unix-socket"]).arg(node.socket());
+        output_of(command.arg("http://lazo/v1/version")).status.success()
+    };
+    assert!(ask("--groups=4712"));
+    assert!(!ask("--groups=4713"), "the socket's mode");
+    node.stop();
+}
+
+#[test]
 fn the_systemd_unit_is_understood() {
     let scratch = Scratch::new();
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/lazo.service");

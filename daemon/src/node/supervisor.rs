@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::config::Config;
-use super::{handover, harden, link};
+use super::{handover, harden, link, worker};
 use crate::error::{Error, Result};
 
 /// Waits between workers that end before they are ready: none, then this, doubled each time.
@@ -121,7 +121,7 @@ pub(super) fn run(config: Config) -> Result<()> {
     harden::supervisor().map_err(failed())?;
     watch_signals(events.clone()).map_err(failed())?;
     let program = Arc::new(Program::open(Path::new("/proc/self/exe")).map_err(failed())?);
-    std::fs::create_dir_all(&config.run_dir)
+    worker::make_run_dir(&config.run_dir)
         .map_err(Error::io::<io::Error>(format!("make {}", config.run_dir.display())))?;
     let _alone = handover::lock_supervisor(&config.run_dir).map_err(failed())?;
     let mut files = inherited().map_err(failed())?;

@@ -129,7 +129,7 @@ pub(super) fn run() -> Result<()> {
 }
 
 /// Others may pass through the run directory, to the control socket. Gives its path without links.
-fn make_run_dir(path: &Path) -> io::Result<PathBuf> {
+pub(super) fn make_run_dir(path: &Path) -> io::Result<PathBuf> {
     if !path.is_dir() {
         std::fs::create_dir_all(path)?;
         std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
