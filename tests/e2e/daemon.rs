@@ -1,6 +1,7 @@
 //! The node daemon as its users see it: through `lazo`, in both modes.
 
 mod managed;
+mod many;
 mod overlays;
 
 use std::{
