@@ -15,6 +15,7 @@ mod error;
 mod fs;
 mod fuse;
 mod kernel;
+mod memory;
 pub mod node;
 mod peer;
 mod record;

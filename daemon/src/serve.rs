@@ -19,9 +19,9 @@ use crate::endpoint::{Endpoint, MetricsAddr};
 use crate::error::{Error, Result};
 use crate::fs::FileSystem;
 use crate::fuse::Fuse;
-use crate::kernel;
 use crate::record::{self, Content, Record};
 use crate::session;
+use crate::{kernel, memory};
 
 /// Threads that take requests from the kernel. Misses do not occupy one, so that this only is for metadata and cached reads
 /// of several processes.
@@ -99,6 +99,7 @@ impl MountOptions {
 /// When the image cannot be opened or mounted, or the session with the kernel breaks.
 pub fn serve(options: &MountOptions, ready: impl FnOnce() -> io::Result<()>) -> Result<()> {
     let mount_point = kernel::check_mount_point(&options.mount_point)?;
+    memory::keep_little();
     let runtime = runtime().map_err(Error::io::<io::Error>("start threads"))?;
     let result = run(options, &mount_point, &runtime, ready);
     runtime.shutdown_timeout(STOP);

@@ -98,6 +98,7 @@ struct Worker {
 
 /// The process's main: its link to the supervisor is its standard input.
 pub(super) fn run() -> Result<()> {
+    crate::memory::keep_little();
     let link = take_stdin().map_err(Error::io::<io::Error>("find the supervisor"))?;
     let (keeper, mut begin, mut files) =
         Keeper::begin(link).map_err(Error::io::<io::Error>("hear from the supervisor"))?;

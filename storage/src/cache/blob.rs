@@ -271,13 +271,17 @@ impl BlobCache {
         }
     }
 
-    /// Chunks that were left in the cache are verified in order: has the disk begin with the next.
+    /// Chunks that were left in the cache are verified in order: has the disk begin with the next, as far as they are not verified yet.
+    /// What is verified has been read, and would stay in the page cache.
     fn read_ahead(&self, files: Option<&Files>, chunk: u32, end: u64) {
-        let in_order = chunk.checked_sub(1).is_some_and(|before| self.verified.get(before));
-        let ahead = end..end.saturating_add(DISK_AHEAD).min(self.shape.device_size);
-        if let Some(files) = files.filter(|_| in_order && !self.verified.get(chunk + 1) && !ahead.is_empty()) {
-            files.read_ahead(&ahead);
-            self.read_was_served(Some(files), &ahead);
+        if chunk.checked_sub(1).is_none_or(|before| !self.verified.get(before)) {
+            return;
+        }
+        let most = end.saturating_add(DISK_AHEAD).min(self.shape.device_size);
+        let next = (chunk + 1..self.shape.chunks).take_while(|next| !self.verified.get(*next));
+        let ahead = next.map(|next| self.range(next).end).take_while(|end| *end <= most).last();
+        if let (Some(files), Some(ahead)) = (files, ahead) {
+            files.read_ahead(&(end..ahead));
         }
     }
 
