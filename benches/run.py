@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures what docs/BENCHMARKS.md promises, on this machine, and writes the figures there.
 
-usage: benches/run.py [PART...]     parts: convert mount warm cold random start heavy trees (all of them without an argument)
+usage: benches/run.py [PART...]     parts: convert mount warm cold random start heavy trees modes (all of them without an argument)
 
 Everything runs on the `large` test corpus with release binaries, as root. What is compared is measured in turns within
 one run; figures are medians. Results: target/bench/results.json, and the table between the markers of docs/BENCHMARKS.md.
@@ -21,6 +21,7 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 
 import fixtures  # noqa: E402
+import modes  # noqa: E402
 import starts  # noqa: E402
 from common import (LAZO, RIG, ROOT, WORK, Figures, document, drop_caches, fresh, kernel_erofs, manifest, measured,  # noqa: E402
                     mounted, push, rig, rss, run, server_of, tagged)
@@ -32,7 +33,7 @@ BEGIN, END = "<!-- figures: written by make bench -->", "<!-- end of figures -->
 TREES = (10**3, 10**5, 10**6)
 READERS, READS = 64, 100
 CONVERSIONS, WALKS, COLD_READS, MOUNTS, TREE_MOUNTS = 3, 9, 5, 21, 15
-PARTS = ("convert", "mount", "warm", "cold", "random", "start", "heavy", "trees")
+PARTS = ("convert", "mount", "warm", "cold", "random", "start", "heavy", "trees", "modes")
 # How much longer the mount of 10^6 entries may take than that of 10^3 before it counts as growing: the noise of a median.
 FLAT = 1.25
 
@@ -233,6 +234,8 @@ def main():
             starts.heavy(figures, registry, corpus)
         if "trees" in parts:
             trees(figures, registry)
+        if "modes" in parts:
+            modes.modes(figures, image, corpus)
     if set(parts) == set(PARTS):
         write(figures)
     else:
