@@ -17,5 +17,6 @@ mod mount;
 mod options;
 #[path = "../support/mod.rs"]
 mod support;
+mod survive;
 mod tree;
 mod verified;

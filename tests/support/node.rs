@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::{
     Scratch,
     metrics::{curl, until},
-    mounted::{Mounted, has_ended},
+    mounted::{Mounted, has_ended, wait_for_end},
     unmount_below,
 };
 
@@ -97,6 +97,25 @@ impl<'a> Node<'a> {
             assert!(begin.elapsed() < END, "the daemon does not end: {}", self.log());
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Kills the supervisor alone; the worker stays.
+    pub(crate) fn abandon(mut self) {
+        self.process.kill().expect("it lives");
+        self.process.wait().expect("its end");
+        std::mem::forget(self);
+    }
+
+    /// Kills all of its processes, and leaves what they have mounted.
+    pub(crate) fn kill(mut self) {
+        let family = self.family();
+        self.process.kill().expect("it lives");
+        self.process.wait().expect("its end");
+        for process in family {
+            let _ = kill_process(process, Signal::KILL);
+            wait_for_end(process);
+        }
+        std::mem::forget(self);
     }
 
     /// The processes that it has started, and those that these have.

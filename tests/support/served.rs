@@ -110,6 +110,11 @@ impl Original {
         Self { root, files, large, taken: AtomicUsize::new(0) }
     }
 
+    /// Where it is.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// Paths of all regular files with data, in an order that has nothing to do with where their data lies.
     pub(crate) fn files(&self) -> &[PathBuf] {
         &self.files
