@@ -272,8 +272,7 @@ impl Supervisor {
         let link = Arc::new(ours);
         self.worker = Some(Worker { link: Arc::clone(&link), process, pid: child.id(), ready: false, stopping: None });
         tracing::debug!(pid = child.id(), "a worker begins");
-        self.wait_for(child)?;
-        self.listen(&link)?;
+        self.listen(child, &link)?;
         if let Err(error) = self.equip(&link) {
             // Its end will be noticed, and another one started.
             tracing::error!(%error, "the worker does not take what it needs");
@@ -300,15 +299,8 @@ impl Supervisor {
         Ok(())
     }
 
-    fn wait_for(&self, mut child: Child) -> io::Result<()> {
-        let (events, generation) = (self.events.clone(), self.generation);
-        let wait = move || {
-            let _ = events.send(Event::Ended(generation, child.wait()));
-        };
-        thread::Builder::new().name("lazo-wait".into()).spawn(wait).map(drop)
-    }
-
-    fn listen(&self, link: &Arc<OwnedFd>) -> io::Result<()> {
+    /// Hears all that a worker says, and then of its end: what it gave to be kept comes before that.
+    fn listen(&self, mut child: Child, link: &Arc<OwnedFd>) -> io::Result<()> {
         let (events, generation, link) = (self.events.clone(), self.generation, Arc::clone(link));
         let listen = move || {
             while let Ok(Some((message, files))) = link::receive(&*link) {
@@ -316,6 +308,9 @@ impl Supervisor {
                     return;
                 }
             }
+            // A worker that cannot be understood, or has closed its link, is of no use.
+            let _ = child.kill();
+            let _ = events.send(Event::Ended(generation, child.wait()));
         };
         thread::Builder::new().name("lazo-listen".into()).spawn(listen).map(drop)
     }

@@ -47,13 +47,14 @@ use crate::node::{handover, harden};
 use blobs::Slots;
 use keeper::{Keeper, Wish};
 use mounts::{Mount, Tables, now};
-use state::State;
+use state::{MountRecord, State};
 
 /// Threads for tasks: the network, the control API, and replies that waited for data.
 const TASK_THREADS: usize = 2;
 
-/// Threads for what blocks: looking up names of hosts, opening images, searching a path for the log.
-const BLOCKING_THREADS: usize = 8;
+/// Threads for what blocks: looking up names of hosts, opening images, searching a path for the log. They begin when they are needed, and
+/// end when they are not; so many may hang on a dead file server.
+const BLOCKING_THREADS: usize = 64;
 
 /// Names of kept files.
 const BLOBS: &str = "blobs";
@@ -357,16 +358,21 @@ impl Worker {
         };
         let Ok(mounted) = restore::mounted_paths() else { return };
         for record in live.into_iter().filter(|record| !mounted.contains(&record.mount_point)) {
-            // Unless somebody ends it in due form just now.
-            let still = self
-                .tables()
-                .mounts
-                .get(&record.mount_point)
-                .is_some_and(|m| matches!(m, Mount::Live(r) if *r == record));
-            if still {
+            if self.begin_to_end(&record) {
                 self.forget_mount(&record).await;
             }
         }
+    }
+
+    /// Whether a mount is there still, and nobody else ends it.
+    fn begin_to_end(&self, record: &MountRecord) -> bool {
+        let mut tables = self.tables();
+        let mount = tables.mounts.get_mut(&record.mount_point).filter(|m| matches!(m, Mount::Live(r) if r == record));
+        if let Some(mount) = mount {
+            *mount = Mount::Ending(record.clone());
+            return true;
+        }
+        false
     }
 }
 

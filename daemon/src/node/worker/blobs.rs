@@ -44,6 +44,8 @@ const ABOUT_TEXT: &[u8] = b"Blobs of container images, as devices of EROFS mount
 pub(super) struct Slot {
     number: u32,
     served: OnceLock<Served>,
+    /// It cannot be restored.
+    failed: AtomicBool,
     /// Told when it is served.
     changed: Notify,
 }
@@ -88,7 +90,7 @@ impl Slot {
         let changed = self.changed.notified();
         let mut changed = std::pin::pin!(changed);
         changed.as_mut().enable();
-        if self.served.get().is_none() {
+        if self.served.get().is_none() && !self.failed.load(Ordering::Acquire) {
             changed.await;
         }
     }
@@ -101,7 +103,7 @@ pub(super) struct Slots(RwLock<BTreeMap<u32, Arc<Slot>>>);
 impl Slots {
     /// Announces an image that is being restored: reads of it wait.
     pub(super) fn expect(&self, number: u32) {
-        let slot = Slot { number, served: OnceLock::new(), changed: Notify::new() };
+        let slot = Slot { number, served: OnceLock::new(), failed: AtomicBool::new(false), changed: Notify::new() };
         self.write().entry(number).or_insert_with(|| Arc::new(slot));
     }
 
@@ -111,6 +113,14 @@ impl Slots {
         if let Some(slot) = self.get(number) {
             let copies = fs.image().index().blob_numbers().map(|_| Copy::default()).collect();
             let _ = slot.served.set(Served { fs, answerer, copies });
+            slot.changed.notify_waiters();
+        }
+    }
+
+    /// An image cannot be restored: reads of it fail.
+    pub(super) fn fail(&self, number: u32) {
+        if let Some(slot) = self.get(number) {
+            slot.failed.store(true, Ordering::Release);
             slot.changed.notify_waiters();
         }
     }

@@ -12,7 +12,7 @@ use super::Worker;
 use super::state::{DataOptions, ImageRecord};
 use crate::fs::FileSystem;
 use crate::node::config::NO_HOSTS_DIR;
-use crate::node::protocol::{ApiError, ErrorKind, MountRequest, Served};
+use crate::node::protocol::{ApiError, ErrorKind, MountRequest, RegistryOptions, Served};
 
 /// An image whose metadata is at hand, and where its data comes from.
 pub(super) struct Opened {
@@ -92,8 +92,39 @@ impl Worker {
         options
     }
 
-    /// Brings an image's metadata, and its sources.
-    pub(super) async fn open(&self, wanted: &Wanted) -> Result<Opened, ApiError> {
+    /// Brings an image's metadata, and its sources. On a thread of its own, as a layout may lie on a file server that hangs.
+    pub(super) async fn open(self: &Arc<Self>, wanted: Wanted) -> Result<(Wanted, Opened), ApiError> {
+        self.check_files(&wanted)?;
+        let (worker, runtime) = (Arc::clone(self), self.runtime.clone());
+        let opening = tokio::task::spawn_blocking(move || {
+            let opened = runtime.block_on(worker.open_here(&wanted))?;
+            Ok((wanted, opened))
+        });
+        opening.await.unwrap_or_else(|error| Err(ApiError::of(ErrorKind::Internal, &error)))
+    }
+
+    /// Refuses files in the daemon's own mounts: it would wait for itself.
+    fn check_files(&self, wanted: &Wanted) -> Result<(), ApiError> {
+        let layout = match &wanted.image {
+            ImageRef::OciLayout { path, .. }
+            | ImageRef::OciArchive { path, .. }
+            | ImageRef::DockerArchive { path, .. } => Some(path),
+            ImageRef::Docker(_) => None,
+        };
+        let RegistryOptions { ca, authfile, token_file, hosts_dir, .. } = &wanted.data.registry;
+        let files = layout.into_iter().chain(ca).chain(authfile).chain(token_file).chain(hosts_dir);
+        let tables = self.tables();
+        for file in files {
+            let own = tables.mounts.keys().chain([&self.config.run_dir]).find(|own| file.starts_with(own));
+            if let Some(own) = own {
+                let text = format!("{} lies in {}, which the daemon itself serves", file.display(), own.display());
+                return Err(ApiError::new(ErrorKind::Invalid, text));
+            }
+        }
+        Ok(())
+    }
+
+    async fn open_here(&self, wanted: &Wanted) -> Result<Opened, ApiError> {
         let failed = |error: &dyn std::error::Error| ApiError::of(ErrorKind::Image, error);
         let options = self.registry_options(&wanted.data);
         let mut sources = Vec::new();

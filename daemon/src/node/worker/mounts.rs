@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use lazo_format::BlobIndex;
 use lazo_storage::PlainBlob;
 
+use rustix::io::Errno;
 use tokio::sync::oneshot;
 
 use super::image::{Image, Opened, Wanted};
@@ -105,7 +106,7 @@ impl Worker {
     ) -> Result<MountRecord, ApiError> {
         let mode = self.choose(request.mode)?;
         let wanted = pinned.map_or_else(|| Wanted::of_request(request), Ok)?;
-        let opened = self.open(&wanted).await?;
+        let (wanted, opened) = self.open(wanted).await?;
         let slot = self.take_image(wanted, mode, opened).await?;
         let made = self.show(request, slot).await;
         if made.is_err() {
@@ -201,6 +202,7 @@ impl Worker {
             platform: wanted.platform.to_string(),
             mode,
             data: wanted.data,
+            plain: Vec::new(),
             sysfs: None,
         };
         self.state.save(&record).map_err(failed)?;
@@ -218,6 +220,7 @@ impl Worker {
             }
         };
         record.sysfs = sysfs;
+        record.plain = plain.iter().map(|(blob, _)| blob.0).collect();
         if let Err(error) = self.state.save(&record) {
             tracing::warn!(slot, %error, "cannot complete a record");
         }
@@ -386,7 +389,7 @@ impl Worker {
             match worker.mounter.order(order).await {
                 Ok(_) => {}
                 // Somebody else has unmounted it.
-                Err(refusal) if refusal.errno == Some(rustix::io::Errno::INVAL.raw_os_error()) => {}
+                Err(refusal) if refusal.errno == Some(Errno::INVAL.raw_os_error()) => {}
                 Err(refusal) => {
                     worker.tables().mounts.insert(place, Mount::Live(record));
                     return Err(refused(&refusal));
@@ -469,7 +472,13 @@ fn is_in_use(sysfs: Option<&str>) -> bool {
 }
 
 pub(super) fn refused(refusal: &Refusal) -> ApiError {
-    ApiError::new(if refusal.busy { ErrorKind::Busy } else { ErrorKind::Internal }, refusal.message.clone())
+    let wrong_path = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP].map(|errno| Some(errno.raw_os_error()));
+    let kind = match refusal {
+        Refusal { busy: true, .. } => ErrorKind::Busy,
+        Refusal { errno, .. } if wrong_path.contains(errno) => ErrorKind::Invalid,
+        _ => ErrorKind::Internal,
+    };
+    ApiError::new(kind, refusal.message.clone())
 }
 
 fn strange() -> ApiError {

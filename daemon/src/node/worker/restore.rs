@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lazo_format::BlobIndex;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
@@ -57,11 +58,22 @@ impl Worker {
         if let Some(device) = blobs {
             self.resume_blobs(device).map_err(failed())?;
         }
-        self.restore_images(live, &mounts, files).await;
+        let dead: BTreeMap<u32, ImageRecord> = dead.into_iter().map(|image| (image.slot, image)).collect();
+        let (mounts, again): (Vec<_>, Vec<_>) = mounts.into_iter().partition(|mount| !dead.contains_key(&mount.slot));
+        for mount in mounts {
+            self.tables().mounts.insert(mount.mount_point.clone(), Mount::Live(mount));
+        }
+        self.restore_images(live, files).await;
         if self.erofs.get().is_none() {
             self.begin_blobs().await;
         }
-        self.restore_mounts(mounts, dead).await.map_err(failed())
+        // The first order that is waited for: when it is carried out, none of the worker before is under way any more.
+        let looked = self.mounter.order(Order::Mounts { paths: Vec::new() }).await;
+        looked.map_err(io::Error::other).map_err(failed())?;
+        // Those that are not there were never finished, or were ended meanwhile.
+        self.compare_with_kernel().await;
+        self.make_again(again, dead).await;
+        Ok(())
     }
 
     /// The filesystem of blobs, and the task that has their files opened: by the mounter, as this process must not look at them.
@@ -152,18 +164,12 @@ impl Worker {
         let _ = self.mounter.order(Order::Unmount { path: self.blobs_path(), lazy: true }).await;
     }
 
-    async fn restore_images(
-        self: &Arc<Self>,
-        images: Vec<ImageRecord>,
-        mounts: &[MountRecord],
-        files: &mut BTreeMap<String, OwnedFd>,
-    ) {
+    async fn restore_images(self: &Arc<Self>, images: Vec<ImageRecord>, files: &mut BTreeMap<String, OwnedFd>) {
         let mut restored = JoinSet::new();
         for record in images {
-            let users = mounts.iter().filter(|mount| mount.slot == record.slot).count() as u64;
             let device = files.remove(&tree_name(record.slot));
             let worker = Arc::clone(self);
-            restored.spawn(async move { worker.restore_image(record, users, device).await });
+            restored.spawn(async move { worker.restore_image(record, device).await });
         }
         let all = async { while restored.join_next().await.is_some() {} };
         if tokio::time::timeout(PATIENCE, all).await.is_err() {
@@ -173,13 +179,13 @@ impl Worker {
     }
 
     /// Serves an image again; whatever is wrong with it is its own matter.
-    async fn restore_image(self: Arc<Self>, record: ImageRecord, users: u64, device: Option<OwnedFd>) {
+    async fn restore_image(self: Arc<Self>, record: ImageRecord, device: Option<OwnedFd>) {
         let slot = record.slot;
         let opened = match Wanted::of_record(&record) {
-            Ok(wanted) => self.open(&wanted).await.map(|opened| (opened, wanted.origin())),
+            Ok(wanted) => self.open(wanted).await.map(|(wanted, opened)| (opened, wanted.origin())),
             Err(error) => Err(error),
         };
-        let mut image = Image { key: String::new(), fs: Err(String::new()), plain: Vec::new(), mounts: users, record };
+        let mut image = Image { key: String::new(), fs: Err(String::new()), plain: Vec::new(), mounts: 0, record };
         match opened {
             Ok((opened, origin)) => {
                 let fs = self.file_system(opened, &image.record.data);
@@ -196,10 +202,23 @@ impl Worker {
                     error = error.error,
                     "an image cannot be served again"
                 );
+                // Its readers are told rather than kept waiting.
+                self.slots.fail(slot);
+                self.keeper.release(&tree_name(slot));
                 image.fs = Err(error.error);
             }
         }
-        self.tables().images.insert(slot, image);
+        let unused = {
+            let mut tables = self.tables();
+            let users = tables.mounts.values().filter_map(Mount::record).filter(|mount| mount.slot == slot).count();
+            image.mounts = users as u64;
+            tables.images.insert(slot, image);
+            self.count(&tables);
+            users == 0
+        };
+        if unused {
+            self.leave_image(slot).await;
+        }
     }
 
     fn serve_again(
@@ -213,8 +232,8 @@ impl Worker {
             None => {
                 let answerer = Answerer::new(Arc::clone(fs), Arc::clone(&self.metrics), self.runtime.clone());
                 self.slots.serve(slot, Arc::clone(fs), answerer);
-                let blobs = fs.image().index().blob_numbers();
-                image.plain = blobs.filter_map(|blob| Some((blob, fs.reader().sealed(blob)?))).collect();
+                let given = image.record.plain.iter().map(|blob| BlobIndex(*blob));
+                image.plain = given.filter_map(|blob| Some((blob, fs.reader().sealed(blob)?))).collect();
             }
             Some(device) => {
                 let fuse = Fuse::new(Arc::clone(fs), Arc::clone(&self.metrics), self.runtime.clone());
@@ -227,46 +246,10 @@ impl Worker {
         Ok(())
     }
 
-    /// Mounts that are there go on; those that are not were never finished; those of dead images are made anew.
-    async fn restore_mounts(self: &Arc<Self>, mounts: Vec<MountRecord>, dead: Vec<ImageRecord>) -> io::Result<()> {
-        // The first order that is waited for: when it is carried out, none of the worker before is under way any more.
-        self.mounter.order(Order::Mounts { paths: Vec::new() }).await.map_err(io::Error::other)?;
-        let mounted = mounted_paths()?;
-        let dead: BTreeMap<u32, ImageRecord> = dead.into_iter().map(|image| (image.slot, image)).collect();
-        let mut again = Vec::new();
-        let mut unfinished = Vec::new();
-        {
-            let mut tables = self.tables();
-            for mount in mounts {
-                if let Some(image) = dead.get(&mount.slot) {
-                    again.push((mount, image.clone()));
-                } else if mounted.contains(&mount.mount_point) {
-                    tables.mounts.insert(mount.mount_point.clone(), Mount::Live(mount));
-                } else {
-                    unfinished.push(mount);
-                }
-            }
-            self.count(&tables);
-        }
-        for mount in unfinished {
-            self.forget_mount(&mount).await;
-        }
-        let unused: Vec<u32> =
-            self.tables().images.values().filter(|image| image.mounts == 0).map(|i| i.record.slot).collect();
-        for slot in unused {
-            self.leave_image(slot).await;
-        }
-        self.make_again(again, dead, &mounted).await;
-        Ok(())
-    }
-
-    async fn make_again(
-        self: &Arc<Self>,
-        mounts: Vec<(MountRecord, ImageRecord)>,
-        images: BTreeMap<u32, ImageRecord>,
-        mounted: &HashSet<PathBuf>,
-    ) {
-        for (mount, _) in &mounts {
+    /// Takes dead mounts from the tree, and makes them as their records say.
+    async fn make_again(self: &Arc<Self>, mounts: Vec<MountRecord>, images: BTreeMap<u32, ImageRecord>) {
+        let mounted = mounted_paths().unwrap_or_default();
+        for mount in &mounts {
             self.state.remove::<MountRecord>(mount.id);
             if mounted.contains(&mount.mount_point) {
                 self.take_away(&mount.mount_point).await;
@@ -279,9 +262,9 @@ impl Worker {
                 self.take_away(&path).await;
             }
         }
-        for (mount, image) in mounts {
-            let wanted = Wanted::of_record(&image);
-            let made = match wanted {
+        for mount in mounts {
+            let Some(image) = images.get(&mount.slot) else { continue };
+            let made = match Wanted::of_record(image) {
                 Ok(wanted) => self.make_mount(request_of(&mount, image.mode, &image.data), Some(wanted)).await,
                 Err(error) => Err(error),
             };

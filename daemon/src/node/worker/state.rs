@@ -35,6 +35,9 @@ pub(super) struct ImageRecord {
     pub(super) platform: String,
     pub(super) mode: Served,
     pub(super) data: DataOptions,
+    /// Blobs whose cache files the kernel reads itself.
+    #[serde(default)]
+    pub(super) plain: Vec<u16>,
     /// Where the kernel shows it below `/sys/fs` as long as anybody uses it.
     #[serde(default)]
     pub(super) sysfs: Option<String>,
