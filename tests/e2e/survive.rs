@@ -5,11 +5,15 @@ mod readers;
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    io::Errno,
+    process::{Pid, Signal, kill_process},
+};
 
 use crate::support::{
     faults::Proxy,
@@ -199,7 +203,7 @@ fn when_all_processes_are_killed_the_next_daemon_makes_mounts_anew() {
         let held = fs::File::open(mounted.path().join(cold)).expect("a file");
         first.kill();
         let error = original.compare(mounted.path(), original.next()).expect_err("nobody serves it");
-        let errors = [rustix::io::Errno::IO, rustix::io::Errno::NOTCONN].map(rustix::io::Errno::raw_os_error);
+        let errors = [Errno::IO, Errno::NOTCONN, Errno::CONNABORTED].map(Errno::raw_os_error);
         assert!(errors.contains(&error.raw_os_error().unwrap_or(0)), "{error}");
         drop(held);
         let node = stage.daemon();
@@ -256,13 +260,18 @@ fn nothing_is_stuck_when_nobody_serves() {
         let node = stage.daemon();
         let mounted = stage.mount(&node);
         let path = mounted.path().join(stage.served.original().next());
-        stage.proxy.set(crate::support::faults::Target::Blobs, crate::support::faults::Fault::Hang);
-        let mut reader =
-            std::process::Command::new("cat").arg(&path).stdout(std::process::Stdio::null()).spawn().expect("cat");
+        stage.proxy.set(crate::support::faults::Target::All, crate::support::faults::Fault::Hang);
+        let mut reader = Command::new("cat");
+        let reader = reader.arg(&path).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("cat");
         until("the read waits", || (sum(&node.metrics(), "lazo_stalled_readers") > 0.0).then_some(()));
         node.kill();
-        let status = reader.wait().expect("cat ends");
-        assert!(!status.success(), "the read fails");
+        let output = reader.wait_with_output().expect("cat ends");
+        assert!(
+            !output.status.success(),
+            "{mode}: the read of {path:?} fails; it gave {} bytes: {:?}",
+            output.stdout.len(),
+            &output.stdout[..64]
+        );
         assert_eq!(stuck_below(stage.served.scratch.path()), []);
         drop(mounted);
     }
