@@ -27,7 +27,7 @@ use crate::{kernel, memory};
 /// of several processes.
 const FUSE_THREADS: usize = 4;
 
-/// Threads for tasks: the network, and replies that waited for it.
+/// Threads for tasks: the network, replies that waited for it, the control API.
 const TASK_THREADS: usize = 2;
 
 /// Threads for what blocks: looking up names of hosts, searching a path for the log.
@@ -100,7 +100,7 @@ impl MountOptions {
 pub fn serve(options: &MountOptions, ready: impl FnOnce() -> io::Result<()>) -> Result<()> {
     let mount_point = kernel::check_mount_point(&options.mount_point)?;
     memory::keep_little();
-    let runtime = runtime().map_err(Error::io::<io::Error>("start threads"))?;
+    let runtime = runtime(BLOCKING_THREADS).map_err(Error::io::<io::Error>("start threads"))?;
     let result = run(options, &mount_point, &runtime, ready);
     runtime.shutdown_timeout(STOP);
     result
@@ -190,10 +190,11 @@ fn offer_metrics(address: &MetricsAddr, metrics: &Arc<Metrics>, runtime: &Handle
     Endpoint::start(address, Arc::clone(metrics), runtime).map_err(failed)
 }
 
-fn runtime() -> io::Result<Runtime> {
+/// Threads for tasks, of which those that block are at most `blocking`.
+pub(crate) fn runtime(blocking: usize) -> io::Result<Runtime> {
     Builder::new_multi_thread()
         .worker_threads(TASK_THREADS)
-        .max_blocking_threads(BLOCKING_THREADS)
+        .max_blocking_threads(blocking)
         .thread_name("lazo-task")
         .enable_all()
         .build()

@@ -266,12 +266,7 @@ fn nothing_is_stuck_when_nobody_serves() {
         until("the read waits", || (sum(&node.metrics(), "lazo_stalled_readers") > 0.0).then_some(()));
         node.kill();
         let output = reader.wait_with_output().expect("cat ends");
-        assert!(
-            !output.status.success(),
-            "{mode}: the read of {path:?} fails; it gave {} bytes: {:?}",
-            output.stdout.len(),
-            &output.stdout[..64]
-        );
+        assert!(!output.status.success(), "{mode}: {} bytes came", output.stdout.len());
         assert_eq!(stuck_below(stage.served.scratch.path()), []);
         drop(mounted);
     }

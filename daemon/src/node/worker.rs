@@ -31,7 +31,7 @@ use lazo_storage::cache::Cache;
 use lazo_storage::metrics::Metrics;
 use lazo_storage::{Bounds, SourceSpec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 
 use crate::endpoint::{Endpoint, MetricsAddr};
@@ -44,13 +44,11 @@ use crate::node::protocol::{
 };
 use crate::node::supervisor::Begin;
 use crate::node::{handover, harden};
+use crate::serve::runtime;
 use blobs::Slots;
 use keeper::{Keeper, Wish};
 use mounts::{Mount, Tables, now};
 use state::{MountRecord, State};
-
-/// Threads for tasks: the network, the control API, and replies that waited for data.
-const TASK_THREADS: usize = 2;
 
 /// Threads for what blocks: looking up names of hosts, opening images, searching a path for the log. They begin when they are needed, and
 /// end when they are not; so many may hang on a dead file server.
@@ -115,7 +113,7 @@ pub(super) fn run() -> Result<()> {
     let access = Access::new(config).map_err(Error::io::<io::Error>("use the configuration's control_group"))?;
     let listener = listener(config, &keeper, files.remove(CONTROL), &access)?;
     harden::worker(&writable(config)).map_err(Error::io::<io::Error>("give up rights"))?;
-    let runtime = runtime().map_err(Error::io::<io::Error>("start threads"))?;
+    let runtime = runtime(BLOCKING_THREADS).map_err(Error::io::<io::Error>("start threads"))?;
     let wishes = keeper.listen().map_err(Error::io::<io::Error>("start a thread"))?;
     let mounter = starting.connect().map_err(Error::io::<io::Error>("start threads"))?;
     let worker = Arc::new(Worker::new(keeper, begin, mounter, runtime.handle().clone())?);
@@ -165,15 +163,6 @@ fn take_stdin() -> io::Result<OwnedFd> {
     let link = rustix::stdio::stdin().try_clone_to_owned()?;
     rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
     Ok(link)
-}
-
-fn runtime() -> io::Result<Runtime> {
-    Builder::new_multi_thread()
-        .worker_threads(TASK_THREADS)
-        .max_blocking_threads(BLOCKING_THREADS)
-        .thread_name("lazo-task")
-        .enable_all()
-        .build()
 }
 
 impl Worker {
