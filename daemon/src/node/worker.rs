@@ -32,7 +32,7 @@ use lazo_storage::metrics::Metrics;
 use lazo_storage::{Bounds, SourceSpec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use crate::endpoint::{Endpoint, MetricsAddr};
 use crate::error::{Error, Result};
@@ -53,6 +53,9 @@ use state::{MountRecord, State};
 /// Threads for what blocks: looking up names of hosts, opening images, searching a path for the log. They begin when they are needed, and
 /// end when they are not; so many may hang on a dead file server.
 const BLOCKING_THREADS: usize = 64;
+
+/// Images opened at a time; others wait. Each takes one of the threads for what blocks, and may need another.
+const MAX_OPENING: usize = BLOCKING_THREADS / 2 - 8;
 
 /// Names of kept files.
 const BLOBS: &str = "blobs";
@@ -82,6 +85,8 @@ struct Worker {
     keeper: Keeper,
     mounter: Mounter,
     state: State,
+    /// Room for images that are being opened.
+    opening: Semaphore,
     slots: Arc<Slots>,
     tables: Mutex<Tables>,
     /// Why EROFS cannot be used; empty if it can.
@@ -187,6 +192,7 @@ impl Worker {
             keeper,
             mounter,
             state,
+            opening: Semaphore::new(MAX_OPENING),
             slots: Arc::default(),
             tables: Mutex::default(),
             erofs: OnceLock::new(),

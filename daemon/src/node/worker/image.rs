@@ -95,12 +95,15 @@ impl Worker {
     /// Brings an image's metadata, and its sources. On a thread of its own, as a layout may lie on a file server that hangs.
     pub(super) async fn open(self: &Arc<Self>, wanted: Wanted) -> Result<(Wanted, Opened), ApiError> {
         self.check_files(&wanted)?;
+        let room = self.opening.acquire().await.map_err(|error| ApiError::of(ErrorKind::Internal, &error))?;
         let (worker, runtime) = (Arc::clone(self), self.runtime.clone());
         let opening = tokio::task::spawn_blocking(move || {
             let opened = runtime.block_on(worker.open_here(&wanted))?;
             Ok((wanted, opened))
         });
-        opening.await.unwrap_or_else(|error| Err(ApiError::of(ErrorKind::Internal, &error)))
+        let opened = opening.await.unwrap_or_else(|error| Err(ApiError::of(ErrorKind::Internal, &error)));
+        drop(room);
+        opened
     }
 
     /// Refuses files in the daemon's own mounts: it would wait for itself.

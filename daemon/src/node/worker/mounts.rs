@@ -240,9 +240,12 @@ impl Worker {
         let answerer = Answerer::new(Arc::clone(fs), Arc::clone(&self.metrics), self.runtime.clone());
         self.slots.serve(slot, Arc::clone(fs), answerer);
         let (mut plain, mut devices) = (Vec::new(), Vec::new());
+        let mut room = self.room_for_plain();
         for blob in fs.image().index().blob_numbers() {
-            match fs.reader().sealed(blob) {
+            let size = fs.device_size(blob).unwrap_or(u64::MAX);
+            match (size <= room).then(|| fs.reader().sealed(blob)).flatten() {
                 Some(sealed) => {
+                    room -= size;
                     devices.push(sealed.path().to_owned());
                     plain.push((blob, sealed));
                 }
@@ -263,6 +266,17 @@ impl Worker {
             Ok(_) => Err(strange()),
             Err(refusal) => Err(refused(&refusal)),
         }
+    }
+
+    /// Bytes of blobs that may still be given to the kernel as files. What it has cannot be evicted as long as it is mounted, so that
+    /// at most half of the cache may be that: the rest is for what is still being fetched.
+    fn room_for_plain(&self) -> u64 {
+        let Some(limit) = self.cache.limit() else { return u64::MAX };
+        let tables = self.tables();
+        let images = tables.images.values().chain(tables.lingering.values());
+        let given = images.filter_map(|image| image.fs.as_ref().ok().map(|fs| (fs, &image.plain)));
+        let sizes = given.flat_map(|(fs, plain)| plain.iter().filter_map(|(blob, _)| fs.device_size(*blob).ok()));
+        (limit / 2).saturating_sub(sizes.sum())
     }
 
     async fn mount_tree(self: &Arc<Self>, slot: u32, name: &str, fs: &Arc<FileSystem>) -> Result<(), ApiError> {
