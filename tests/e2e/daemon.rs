@@ -36,7 +36,7 @@ fn small() -> String {
 
 /// Mount points below a directory, as the kernel has them.
 fn mounts_below(directory: &Path) -> Vec<String> {
-    let table = fs::read_to_string("/proc/self/mountinfo").expect("the mount table");
+    let table = String::from_utf8_lossy(&fs::read("/proc/self/mountinfo").expect("the mount table")).into_owned();
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));
     points.filter(|point| Path::new(point).starts_with(directory)).map(str::to_owned).collect()
 }

@@ -223,7 +223,7 @@ fn an_aborted_connection_is_made_anew() {
     let mounted = stage.mount(&node);
     let original = stage.served.original();
     original.assert_same(mounted.path(), original.next());
-    let table = fs::read_to_string("/proc/self/mountinfo").expect("the mount table");
+    let table = String::from_utf8_lossy(&fs::read("/proc/self/mountinfo").expect("the mount table")).into_owned();
     let blobs = stage.served.scratch.join("run/blobs");
     let line = table.lines().find(|line| line.split(' ').nth(4).map(Path::new) == Some(&blobs)).expect("the blobs");
     let minor = line.split(' ').nth(2).and_then(|device| device.split_once(':')).expect("a device").1;

@@ -74,6 +74,13 @@ impl Scratch {
     }
 }
 
+impl Drop for Scratch {
+    /// A daemon that was killed leaves its mounts, which nothing can be removed below.
+    fn drop(&mut self) {
+        unmount_below(self.path());
+    }
+}
+
 /// One directory a test process, where nothing of earlier, killed ones is left: neither files nor mounts.
 pub(crate) fn run_directory() -> &'static Path {
     static DIRECTORY: OnceLock<PathBuf> = OnceLock::new();
@@ -95,7 +102,8 @@ pub(crate) fn run_directory() -> &'static Path {
 }
 
 pub(crate) fn unmount_below(directory: &Path) {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let table = fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let table = String::from_utf8_lossy(&table);
     let points =
         table.lines().filter_map(|line| line.split(' ').nth(4)).filter(|point| Path::new(point).starts_with(directory));
     for point in points.collect::<Vec<_>>().into_iter().rev() {

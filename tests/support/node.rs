@@ -2,7 +2,6 @@
 
 use std::{
     fs::{self, File},
-    os::unix::net::UnixStream,
     path::PathBuf,
     process::{Child, Stdio},
     time::{Duration, Instant},
@@ -48,9 +47,12 @@ impl<'a> Node<'a> {
         until("the daemon answers", || {
             let ended = node.process.try_wait().expect("its state");
             assert!(ended.is_none(), "the daemon has ended: {}", node.log());
-            UnixStream::connect(node.socket()).ok()
+            // Not the socket of one that was killed, whose last threads may hold it for a moment.
+            let health = node.scratch.lazo(["stats", "--json"]).output().expect("lazo stats");
+            let health: Value = serde_json::from_slice(&health.stdout).ok()?;
+            let supervisor = health["daemon"]["health"]["supervisor_pid"].as_u64()?;
+            (supervisor == u64::from(node.process.id())).then_some(())
         });
-        node.get("health");
         node
     }
 
