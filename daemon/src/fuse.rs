@@ -25,7 +25,7 @@ use crate::fs::{Attributes, BLOCK_SIZE, Entry, FileSystem, FsError, Ino, MAX_NAM
 use crate::watch::{Lines, Read, Watch};
 
 /// How long the kernel may keep what it was told: for ever, as nothing changes. 136 years.
-const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
+pub(crate) const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// Largest request in bytes; the kernel's own limit. It is asked for by way of the largest write.
 const MAX_REQUEST: u32 = 1 << 20;

@@ -22,7 +22,7 @@ const MAX_SOURCE: usize = 1024;
 /// Kernel read-ahead for a file of the mount, in KiB. FUSE alone caps it at 128; at 1 MiB a sequential reader needs an
 /// eighth of the round trips, and read-ahead beyond that did not pay (16 MiB at 20 ms a request: 1.32 s, .22 s, .12 s for
 /// 128, 1024 and 4096 KiB, but ten times the bytes for readers that jump).
-const READ_AHEAD_KIB: u32 = 1024;
+pub(crate) const READ_AHEAD_KIB: u32 = 1024;
 
 /// A lazo mount in the mount table.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -43,3 +43,8 @@ pub fn run_process(name: &str) -> Result<()> {
         _ => Err(Error::io("be a process of the daemon")(io::Error::other(format!("there is none called {name}")))),
     }
 }
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs())
+}

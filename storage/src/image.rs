@@ -31,6 +31,7 @@ use crate::error::{Error, Result};
 use crate::mapped::Mapped;
 pub(crate) use download::unpack_metadata;
 use keep::Kept;
+pub use stamp::this_boot;
 
 /// A lazo image with everything at hand that a mount needs at once.
 #[derive(Debug)]

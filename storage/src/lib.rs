@@ -52,7 +52,7 @@ mod window;
 pub use bounds::Bounds;
 pub use cache::PlainBlob;
 pub use error::{Error, ReadError, Result};
-pub use image::LazoImage;
+pub use image::{LazoImage, this_boot};
 pub use mapped::Mapped;
 pub use metrics::Stats;
 pub use prefetch::Prefetch;

@@ -141,7 +141,7 @@ pub(super) fn run(config: Config) -> Result<()> {
         events,
         worker: None,
         generation: 0,
-        since: std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs()),
+        since: super::now(),
         failures: 0,
         restarts: 0,
         upgrades: 0,

@@ -47,7 +47,7 @@ use crate::node::{handover, harden};
 use crate::serve::runtime;
 use blobs::Slots;
 use keeper::{Keeper, Wish};
-use mounts::{Mount, Tables, now};
+use mounts::{Mount, Tables};
 use state::{MountRecord, State};
 
 /// Threads for what blocks: looking up names of hosts, opening images, searching a path for the log. They begin when they are needed, and
@@ -61,7 +61,7 @@ const MAX_OPENING: usize = BLOCKING_THREADS / 2 - 8;
 const BLOBS: &str = "blobs";
 const CONTROL: &str = "control";
 
-/// Of several changes of the mount table, this is how long the first waits for the others, milliseconds.
+/// Of several changes of the mount table, this is how long the first waits for the others.
 const SETTLE: Duration = Duration::from_millis(100);
 
 /// How often images are looked at that have ended here and may be in use elsewhere.
@@ -89,7 +89,7 @@ struct Worker {
     opening: Semaphore,
     slots: Arc<Slots>,
     tables: Mutex<Tables>,
-    /// Why EROFS cannot be used; empty if it can.
+    /// Why EROFS cannot be used, if so.
     erofs: OnceLock<std::result::Result<(), String>>,
     /// Told when it is to end.
     stopping: OnceLock<()>,
@@ -201,7 +201,7 @@ impl Worker {
             restarts,
             upgrades,
             since,
-            worker_since: now(),
+            worker_since: crate::node::now(),
             config,
         })
     }

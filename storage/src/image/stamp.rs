@@ -59,7 +59,11 @@ impl Identity {
     }
 }
 
-fn this_boot() -> io::Result<String> {
+/// Which boot this is.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn this_boot() -> io::Result<String> {
     Ok(std::fs::read_to_string(BOOT_ID)?.trim().to_owned())
 }
 

@@ -22,11 +22,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 
 use crate::fs::{BLOCK_SIZE, FileSystem, MAX_NAME, Target};
-use crate::fuse::{Answerer, configure};
+use crate::fuse::{Answerer, FOREVER, configure};
 use crate::watch::Read;
-
-/// How long the kernel may keep what it was told: for ever, as nothing changes. 136 years.
-const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// How long a read waits for its image to be restored. What is needed for that is on the local disk.
 const RESTORE: Duration = Duration::from_secs(60);

@@ -1,17 +1,16 @@
 //! One image in the kernel: opened, and served until its last user has gone.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use lazo_format::{BlobIndex, Digest};
 use lazo_registry::{ImageRef, Options, Platform, Source};
-use lazo_storage::{BlobSource, LazoImage, Parts, PlainBlob, Policy, RateLimiter, Reader, SourceSpec, Upstream};
+use lazo_storage::{BlobSource, LazoImage, Parts, PlainBlob, RateLimiter, Reader, SourceSpec, Upstream};
 
 use super::Worker;
 use super::state::{DataOptions, ImageRecord};
 use crate::fs::FileSystem;
-use crate::node::config::NO_HOSTS_DIR;
+use crate::node::config;
 use crate::node::protocol::{ApiError, ErrorKind, MountRequest, RegistryOptions, Served};
 
 /// An image whose metadata is at hand, and where its data comes from.
@@ -87,7 +86,7 @@ impl Worker {
             options.token_file.clone_from(&wanted.token_file);
         }
         if let Some(dir) = &wanted.hosts_dir {
-            options.hosts_dir = Some(dir.clone()).filter(|dir| dir != Path::new(NO_HOSTS_DIR));
+            options.hosts_dir = config::hosts_dir(dir);
         }
         options
     }
@@ -167,7 +166,7 @@ impl Worker {
 
     /// The tree and data of an image.
     pub(super) fn file_system(&self, opened: Opened, data: &DataOptions) -> Arc<FileSystem> {
-        let mut policy = Policy { outage_limit: Duration::from_secs(self.config.outage_limit), ..Policy::default() };
+        let mut policy = self.config.policy();
         if let Some(limit) = data.outage_limit {
             policy.outage_limit = Duration::from_secs(limit);
         }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::collections::HashMap;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use lazo_format::BlobIndex;
 use lazo_storage::PlainBlob;
@@ -17,12 +17,10 @@ use super::state::{DataOptions, ImageRecord, MountRecord};
 use super::{Worker, blobs};
 use crate::fs::FileSystem;
 use crate::fuse::{Answerer, Fuse};
+use crate::kernel::READ_AHEAD_KIB;
 use crate::node::mounter::{Answer, How, IMAGES, IdMap, Order, PARTS, Refusal, Writable};
 use crate::node::protocol::{self, ApiError, ErrorKind, ImageInfo, Mode, MountInfo, MountRequest, Served};
 use crate::session;
-
-/// Kernel read-ahead of a FUSE mount, in KiB, beyond the 128 that FUSE alone allows.
-pub(super) const READ_AHEAD_KIB: u32 = 1024;
 
 /// Threads that take requests for one FUSE tree. A node may have hundreds of trees, and misses do not occupy a thread.
 pub(super) const TREE_THREADS: usize = 2;
@@ -66,7 +64,6 @@ impl Worker {
         request: MountRequest,
         pinned: Option<Wanted>,
     ) -> Result<MountInfo, ApiError> {
-        check_path(&request.mount_point)?;
         let place = request.mount_point.clone();
         {
             let mut tables = self.tables();
@@ -130,7 +127,7 @@ impl Worker {
             nosuid: request.nosuid,
             nodev: request.nodev,
             noexec: request.noexec,
-            since: now(),
+            since: crate::node::now(),
         };
         self.state.save(&record).map_err(failed)?;
         let order = self.order_of(&record, map);
@@ -280,37 +277,48 @@ impl Worker {
     }
 
     async fn mount_tree(self: &Arc<Self>, slot: u32, name: &str, fs: &Arc<FileSystem>) -> Result<(), ApiError> {
-        let path = self.image_path(slot);
-        let order = Order::Fuse { path: path.clone(), source: format!("lazo#{name}"), tree: true };
+        let order = Order::Fuse { path: self.image_path(slot), source: format!("lazo#{name}"), tree: true };
+        let fuse = Fuse::new(Arc::clone(fs), Arc::clone(&self.metrics), self.runtime.clone());
+        self.watch_tree(slot, self.mount_fuse(order, fuse, TREE_THREADS, &tree_name(slot)).await?);
+        Ok(())
+    }
+
+    /// Makes a FUSE mount and serves it; its FUSE file is kept by a name. What is returned hears of its end.
+    pub(super) async fn mount_fuse<F: fuser::Filesystem + Send + Sync + 'static>(
+        &self,
+        order: Order,
+        fs: F,
+        threads: usize,
+        kept_as: &str,
+    ) -> Result<oneshot::Receiver<std::io::Result<()>>, ApiError> {
+        let Order::Fuse { path, .. } = &order else { return Err(strange()) };
+        let path = path.clone();
         let file = match self.mounter.order(order).await {
             Ok((Answer::Mounted { .. }, Some(file))) => file,
             Ok(_) => return Err(strange()),
             Err(refusal) => return Err(refused(&refusal)),
         };
         let kept = file.try_clone().map_err(|error| ApiError::of(ErrorKind::Internal, &error))?;
-        let fuse = Fuse::new(Arc::clone(fs), Arc::clone(&self.metrics), self.runtime.clone());
-        let begun = tokio::task::spawn_blocking(move || session::begin(fuse, file, TREE_THREADS));
+        let begun = tokio::task::spawn_blocking(move || session::begin(fs, file, threads));
         let begun = begun.await.map_err(std::io::Error::other).and_then(|begun| begun);
         let ended = begun.and_then(session::start).and_then(|ended| {
             // Not before the kernel has had its answer to INIT: a worker that takes it over gives none.
-            self.keeper.keep(&tree_name(slot), std::os::fd::AsFd::as_fd(&kept))?;
+            self.keeper.keep(kept_as, kept.as_fd())?;
             Ok(ended)
         });
-        match ended {
-            Ok(ended) => self.watch_tree(slot, ended),
+        let ended = match ended {
+            Ok(ended) => ended,
             Err(error) => {
                 drop(kept);
                 let _ = self.mounter.order(Order::Unmount { path, lazy: true }).await;
-                return Err(ApiError::new(
-                    ErrorKind::Internal,
-                    format!("cannot begin the session with the kernel: {error}"),
-                ));
+                let text = format!("cannot begin the session with the kernel: {error}");
+                return Err(ApiError::new(ErrorKind::Internal, text));
             }
-        }
+        };
         if let Err(refusal) = self.mounter.order(Order::RaiseReadAhead { path, kib: READ_AHEAD_KIB }).await {
             tracing::warn!(%refusal, "reads in order will be slower");
         }
-        Ok(())
+        Ok(ended)
     }
 
     /// When the kernel has done with a tree, so have we.
@@ -495,20 +503,8 @@ pub(super) fn refused(refusal: &Refusal) -> ApiError {
     ApiError::new(kind, refusal.message.clone())
 }
 
-fn strange() -> ApiError {
+pub(super) fn strange() -> ApiError {
     ApiError::new(ErrorKind::Internal, "the process that mounts gave an answer to another question")
-}
-
-fn check_path(path: &Path) -> Result<(), ApiError> {
-    let plain = path.is_absolute()
-        && path
-            .components()
-            .all(|part| matches!(part, std::path::Component::RootDir | std::path::Component::Normal(_)));
-    if plain {
-        Ok(())
-    } else {
-        Err(ApiError::new(ErrorKind::Invalid, format!("{} is not an absolute path", path.display())))
-    }
 }
 
 fn parse_map(text: &str) -> Result<IdMap, ApiError> {
@@ -541,11 +537,6 @@ fn image_info(image: &Image) -> ImageInfo {
         plain_blobs: image.plain.len() as u64,
         failed: image.fs.as_ref().err().cloned(),
     }
-}
-
-/// Seconds since 1970.
-pub(super) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
 }
 
 /// What a record of a mount was requested as.

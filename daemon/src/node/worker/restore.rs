@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 
 use super::blobs::{ABOUT_NAME, Blobs, Trim, file_name};
 use super::image::{Image, Wanted};
-use super::mounts::{Mount, READ_AHEAD_KIB, TREE_THREADS, refused, request_of, tree_name};
+use super::mounts::{Mount, TREE_THREADS, refused, request_of, strange, tree_name};
 use super::state::{ImageRecord, MountRecord};
 use super::{BLOBS, Worker};
 use crate::error::{Error, Result};
@@ -118,7 +118,7 @@ impl Worker {
         let dir = self.config.state_dir.clone();
         match self.mounter.order(Order::Probe { dir }).await {
             Ok((Answer::Probed { erofs }, _)) => erofs,
-            Ok(_) => Err("the process that mounts gave an answer to another question".to_owned()),
+            Ok(_) => Err(strange().error),
             Err(refusal) => Err(refusal.message),
         }
     }
@@ -128,18 +128,8 @@ impl Worker {
         // A dead one of an earlier daemon.
         let _ = self.mounter.order(Order::Unmount { path: path.clone(), lazy: true }).await;
         let order = Order::Fuse { path: path.clone(), source: "lazo".to_owned(), tree: false };
-        let (_, device) = self.mounter.order(order).await.map_err(|refusal| refusal.message)?;
-        let device = device.ok_or("the process that mounts gave no file")?;
-        let kept = device.try_clone().map_err(|error| error.to_string())?;
-        let fs = self.blobs();
-        let begun = tokio::task::spawn_blocking(move || session::begin(fs, device, BLOB_THREADS)).await;
-        let session = begun.map_err(io::Error::other).and_then(|begun| begun).map_err(|error| error.to_string())?;
-        self.watch_blobs(session::start(session).map_err(|error| error.to_string())?);
-        self.keeper.keep(BLOBS, kept.as_fd()).map_err(|error| error.to_string())?;
-        let raised = self.mounter.order(Order::RaiseReadAhead { path: path.clone(), kib: READ_AHEAD_KIB }).await;
-        if let Err(refusal) = raised {
-            tracing::warn!(%refusal, "reads in order will be slower");
-        }
+        let ended = self.mount_fuse(order, self.blobs(), BLOB_THREADS, BLOBS).await.map_err(|error| error.error)?;
+        self.watch_blobs(ended);
         // Teaches the kernel that files here are opened and closed without asking.
         self.mounter.order(Order::Open { path: path.join(ABOUT_NAME) }).await.map_err(|refusal| refusal.message)?;
         Ok(())

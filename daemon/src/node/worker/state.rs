@@ -13,6 +13,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use lazo_storage::this_boot;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -20,9 +21,6 @@ use crate::node::protocol::{Prefetch, RegistryOptions, Served, Writable};
 
 /// Version of the records. It grows when an older worker could not serve what a newer one has written; each reads all older ones.
 const VERSION: u32 = 1;
-
-/// Where the kernel says which boot this is.
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 /// An image in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -121,7 +119,7 @@ impl State {
             fs::create_dir_all(dir.join(kind))?;
         }
         let next = fs::read_to_string(dir.join("next")).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1);
-        Ok(Self { dir, boot: fs::read_to_string(BOOT_ID)?.trim().to_owned(), next: Mutex::new(next) })
+        Ok(Self { dir, boot: this_boot()?, next: Mutex::new(next) })
     }
 
     /// A number that no image or mount has had.
@@ -223,7 +221,7 @@ mod tests {
     fn records_of_this_version_stay_readable() {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(dir.path()).unwrap();
-        let boot = fs::read_to_string(BOOT_ID).unwrap();
+        let boot = this_boot().unwrap();
         let text = format!(
             r#"{{"version":1,"boot":"{}","record":{{"id":5,"slot":1,"mount_point":"/mnt/a","image":"h/r:t",
                 "writable":{{"tmpfs":{{"size":null}}}},"nosuid":true,"since":7}}}}"#,
