@@ -12,6 +12,7 @@ help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 build: ## the release binary, target/release/lazo
+	@scripts/install-deps --build
 	cargo build --release --locked
 
 demo: build ## convert, mount and run an image of this machine's own files, against a full pull

@@ -18,8 +18,8 @@ use tokio::net::UnixStream;
 use tokio::runtime::Builder;
 
 use super::protocol::{
-    ApiError, ErrorKind, Health, ImageInfo, MountInfo, MountRequest, SOCKET, UmountRequest, UpgradeInfo,
-    UpgradeRequest, Version,
+    ApiError, ErrorKind, Health, ImageInfo, MountInfo, MountRequest, ReleaseRequest, Released, SOCKET, UmountRequest,
+    UpgradeInfo, UpgradeRequest, Version, WarmRequest,
 };
 use super::stats::Stats;
 use crate::endpoint;
@@ -208,6 +208,23 @@ impl Client {
                 result => return result,
             }
         }
+    }
+
+    /// Lets the daemon connect and log in to where an image's blobs are, before they are wanted. Returns at once.
+    ///
+    /// # Errors
+    /// [`ClientError`]; not when the image's registry cannot be reached.
+    pub fn warm(&self, image: &str) -> Result<()> {
+        let request = WarmRequest { image: image.to_owned() };
+        self.send(Method::POST, "/v1/warm", &request, Instant::now() + LOOK, LOOK)
+    }
+
+    /// Takes blobs out of the cache that nobody mounts.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn release(&self, blobs: Vec<String>) -> Result<Released> {
+        self.send(Method::POST, "/v1/cache/release", &ReleaseRequest { blobs }, Instant::now() + UMOUNT, UMOUNT)
     }
 
     /// Replaces the daemon's program.

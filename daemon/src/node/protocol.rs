@@ -105,6 +105,10 @@ pub struct MountRequest {
     pub image: String,
     /// An existing directory, without links in its path.
     pub mount_point: PathBuf,
+    /// A directory with the files `bootstrap` and `index` of the image's bootstrap layer, unpacked by somebody who verified the layer's
+    /// digest. The image is what they say, and [`Self::image`] tells only where its blobs come from.
+    #[serde(default)]
+    pub files: Option<PathBuf>,
     /// Which of the image's platforms, `OS/ARCH[/VARIANT]`; this machine's if missing.
     #[serde(default)]
     pub platform: Option<String>,
@@ -147,6 +151,7 @@ impl MountRequest {
         Self {
             image,
             mount_point,
+            files: None,
             platform: None,
             mode: Mode::Auto,
             prefetch: None,
@@ -179,6 +184,31 @@ pub struct UmountRequest {
 pub struct PruneRequest {
     /// Only until so many bytes are left.
     pub to: u64,
+}
+
+/// `POST /v1/warm`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WarmRequest {
+    /// The image, as in a [`MountRequest`].
+    pub image: String,
+}
+
+/// `POST /v1/cache/release`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseRequest {
+    /// Digests of blobs that are of no more use.
+    pub blobs: Vec<String>,
+}
+
+/// Answer to `POST /v1/cache/release`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Released {
+    /// Those of the blobs that stay, as mounts hold them.
+    pub in_use: Vec<String>,
+    /// Disk space that was freed, bytes.
+    pub bytes: u64,
 }
 
 /// `POST /v1/upgrade`.

@@ -1,0 +1,213 @@
+//! Mounts of lazo images, which the node daemon makes on demand.
+//!
+//! An image is mounted at `RUN/containerd/<id>`, where `id` is the number of the snapshot that has its bootstrap; containers
+//! have overlays of that. The daemon looks after a mount through its own restarts; a mount that is lost all the same is made again
+//! when it is next asked for.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use lazo_daemon::node::client::{Client, ClientError};
+use lazo_daemon::node::protocol::{ErrorKind, MountRequest, SOCKET};
+
+/// Where image mounts are, below the run directory.
+const MOUNTS: &str = "containerd";
+
+/// How long to wait for a daemon that is being started, as when all of lazo is started or upgraded at once.
+const DAEMON_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// After these times, the daemon is asked again to give up blobs that were in use: an image stays in use for some seconds after
+/// its last mount, and longer where another mount namespace has a copy of it.
+const RELEASE_AGAIN: [Duration; 4] =
+    [Duration::from_secs(1), Duration::from_secs(6), Duration::from_secs(30), Duration::from_secs(300)];
+
+/// An image cannot be mounted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ImageError {
+    /// The node daemon does not answer.
+    #[error("image {image} cannot be mounted, as the node daemon cannot be reached; is `lazo daemon` running?")]
+    NoDaemon {
+        /// The image.
+        image: String,
+        /// Cause.
+        source: ClientError,
+    },
+    /// It says no.
+    #[error("image {image} cannot be mounted")]
+    Refused {
+        /// The image.
+        image: String,
+        /// Whether the image itself is at fault, and will be the next time too.
+        lasting: bool,
+        /// What the daemon says.
+        source: ClientError,
+    },
+    /// There is no place for the mount.
+    #[error("cannot make the directory {}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Cause.
+        source: io::Error,
+    },
+}
+
+/// What to mount.
+#[derive(Debug, Clone, Copy)]
+pub struct ImageMount<'a> {
+    /// Names the mount.
+    pub id: u64,
+    /// Where the image's blobs come from.
+    pub image: &'a str,
+    /// Digest of its manifest, for messages.
+    pub manifest: Option<&'a str>,
+    /// Directory with the files of its bootstrap layer.
+    pub files: &'a Path,
+    /// How owners are shifted, as `lazo mount --map` takes it.
+    pub map: Option<&'a str>,
+}
+
+/// The images that are mounted for containerd.
+#[derive(Debug, Clone)]
+pub struct Images {
+    daemon: Client,
+    dir: PathBuf,
+}
+
+impl Images {
+    /// Those of a run directory and its daemon.
+    #[must_use]
+    pub fn new(run_dir: &Path) -> Self {
+        Self { daemon: Client::at(run_dir.join(SOCKET)), dir: run_dir.join(MOUNTS) }
+    }
+
+    /// Where an image is mounted, or would be.
+    #[must_use]
+    pub fn path(&self, id: u64) -> PathBuf {
+        self.dir.join(id.to_string())
+    }
+
+    /// Lets the daemon prepare for an image of which the first blob was seen. Returns at once; what goes wrong will be told when
+    /// the image is mounted.
+    pub fn warm(&self, image: &str) {
+        let (daemon, image) = (self.daemon.clone(), image.to_owned());
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = daemon.warm(&image) {
+                tracing::debug!(image, error = &error as &dyn std::error::Error, "cannot prepare for an image");
+            }
+        });
+    }
+
+    /// Makes sure that an image is mounted; gives its path.
+    ///
+    /// # Errors
+    /// When it cannot be.
+    pub async fn mounted(&self, mount: &ImageMount<'_>) -> Result<PathBuf, ImageError> {
+        let path = self.path(mount.id);
+        let made = fs::create_dir_all(&path);
+        made.map_err(|source| ImageError::Directory { path: path.clone(), source })?;
+        let mut request = MountRequest::new(mount.image.to_owned(), path.clone());
+        request.files = Some(mount.files.to_owned());
+        request.map = mount.map.map(str::to_owned);
+        let daemon = self.daemon.clone();
+        let image = match mount.manifest {
+            Some(manifest) => format!("{} ({manifest})", mount.image),
+            None => mount.image.to_owned(),
+        };
+        let mounting = tokio::task::spawn_blocking(move || patiently(|| daemon.mount(&request)));
+        match mounting.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())) {
+            Ok(_) => Ok(path),
+            Err(error) if error.kind() == Some(ErrorKind::Exists) => Ok(path),
+            Err(source) => Err(match source.kind() {
+                None => ImageError::NoDaemon { image, source },
+                Some(kind) => ImageError::Refused { image, lasting: kind == ErrorKind::Image, source },
+            }),
+        }
+    }
+
+    /// Ends an image's mount. Containers that run on it keep it until they end.
+    pub async fn unmount(&self, id: u64) {
+        let (daemon, path) = (self.daemon.clone(), self.path(id));
+        let ended = tokio::task::spawn_blocking(move || {
+            match daemon.umount(&path, true) {
+                Err(error) if error.kind() != Some(ErrorKind::NotFound) => {
+                    tracing::warn!(path = %path.display(), error = &error as &dyn std::error::Error, "an image stays mounted");
+                    return;
+                }
+                _ => {}
+            }
+            match fs::remove_dir(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "cannot remove an image's mount point");
+                }
+                _ => {}
+            }
+        });
+        if let Err(error) = ended.await {
+            tracing::error!(%error, "an unmount broke off");
+        }
+    }
+
+    /// Ends mounts whose snapshots are not among these any more.
+    pub async fn retain(&self, ids: &BTreeSet<u64>) {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return };
+        let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        for id in numbers.filter(|id| !ids.contains(id)) {
+            tracing::info!(id, "ending the mount of an image that containerd does not have any more");
+            self.unmount(id).await;
+        }
+    }
+
+    /// Gives up blobs that no snapshot refers to any more: they go from the cache as soon as no mount holds them.
+    pub async fn release(&self, blobs: &BTreeSet<String>) {
+        if blobs.is_empty() {
+            return;
+        }
+        let left = self.release_once(blobs.iter().cloned().collect()).await;
+        let images = self.clone();
+        tokio::spawn(async move {
+            let mut left = left;
+            for pause in RELEASE_AGAIN {
+                if left.is_empty() {
+                    return;
+                }
+                tokio::time::sleep(pause).await;
+                left = images.release_once(left).await;
+            }
+        });
+    }
+
+    /// Those that are in use.
+    async fn release_once(&self, blobs: Vec<String>) -> Vec<String> {
+        let (daemon, asked) = (self.daemon.clone(), blobs.clone());
+        match tokio::task::spawn_blocking(move || daemon.release(asked)).await {
+            Ok(Ok(released)) => {
+                tracing::debug!(bytes = released.bytes, in_use = released.in_use.len(), "blobs given up");
+                released.in_use
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(error = &error as &dyn std::error::Error, "cannot give up blobs now");
+                blobs
+            }
+            Err(_) => blobs,
+        }
+    }
+}
+
+/// Waits for a daemon that nobody has started yet.
+fn patiently<T>(ask: impl Fn() -> Result<T, ClientError>) -> Result<T, ClientError> {
+    let until = std::time::Instant::now() + DAEMON_PATIENCE;
+    loop {
+        match ask() {
+            Err(ClientError::Broken { .. }) if std::time::Instant::now() < until => std::thread::sleep(PAUSE),
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,18 @@
+//! containerd's snapshotter: the root file systems of lazo images, and of ordinary ones.
+//!
+//! ```text
+//! server       `lazo snapshotter`: sockets, start and end
+//! service      gRPC requests and answers, translated for the core
+//! snapshots    the core: what containerd expects of a snapshotter
+//!   store      metadata, in redb
+//!   filter     containerd's filter language
+//!   images     image mounts, by orders to the node daemon
+//! pull         `lazo pull`: brings an image into containerd, its blobs left out
+//!   containerd containerd's API, as a client
+//! proto        messages of containerd's API
+//! labels       labels that containerd and lazo understand
+//! ```
+
+pub mod images;
+pub mod labels;
+pub mod proto;
