@@ -16,6 +16,9 @@ pub struct Options {
     /// Credentials file, of docker's or containers' form, in place of `REGISTRY_AUTH_FILE`, `DOCKER_CONFIG`,
     /// `~/.docker/config.json` and `XDG_RUNTIME_DIR/containers/auth.json`.
     pub auth_file: Option<PathBuf>,
+    /// A file of the same form that may be missing and comes before [`Self::auth_file`]: logins that others have left for single
+    /// repositories.
+    pub kept_auth_file: Option<PathBuf>,
     /// A file with a bearer token for the registry that the reference names, read anew whenever a token is needed; it
     /// comes before what [`Self::auth_file`] holds. It is never sent to a mirror.
     pub token_file: Option<PathBuf>,
@@ -44,6 +47,7 @@ impl Default for Options {
             loopback_tls: false,
             extra_ca: Vec::new(),
             auth_file: None,
+            kept_auth_file: None,
             token_file: None,
             hosts_dir: None,
             connect_timeout: Duration::from_secs(10),

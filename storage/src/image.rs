@@ -10,11 +10,13 @@
 //!                                bootstrap      mapped; hashed when `verified.json` does not know this very file
 //!                                index          likewise
 //!                                verified.json  what was verified, and as which files
+//! STATE/images/<chunk index's digest>/...        of an image that came as files: the same without manifest.json and config.json
 //! STATE/images/<index digest>/index.json        of an image for several platforms: which manifest was chosen for one
 //!                             OS-ARCH[-VARIANT]
 //! ```
 //! A directory appears by rename when everything in it is synced, so it is whole or not there.
 
+mod adopt;
 mod download;
 mod keep;
 pub(crate) mod stamp;
@@ -86,6 +88,18 @@ impl LazoImage {
         }
     }
 
+    /// Opens the image whose bootstrap layer somebody has unpacked into files, and keeps them under `state_dir`. Its identity
+    /// is the digest of its chunk index, which covers all else.
+    ///
+    /// The files are links to those in `files` where they can be: nobody may write to them any more.
+    ///
+    /// # Errors
+    /// When they cannot be read, or are not those of one lazo image.
+    pub fn adopt(name: String, state_dir: &Path, files: &Path) -> Result<Self> {
+        let kept = adopt::adopt(&name, &state_dir.join("images"), files)?;
+        Self::assemble(name, kept)
+    }
+
     /// Where its bootstrap is kept, for the kernel.
     #[must_use]
     pub fn bootstrap_path(&self, state_dir: &Path) -> PathBuf {
@@ -98,7 +112,7 @@ impl LazoImage {
         &self.name
     }
 
-    /// Digest of its manifest.
+    /// Digest of its manifest; of its chunk index if it came as files.
     #[must_use]
     pub fn manifest_digest(&self) -> &Digest {
         &self.manifest_digest
@@ -118,12 +132,14 @@ impl LazoImage {
 
     /// Parses, and checks that manifest, bootstrap and index speak of the same blobs. Independent of the number of entries.
     fn assemble(name: String, kept: Kept) -> Result<Self> {
-        let layout = Layout::of(&name, &kept.manifest)?;
+        let layout = kept.manifest.as_ref().map(|manifest| Layout::of(&name, manifest)).transpose()?;
         let index = Index::parse(kept.index).map_err(|source| Error::Index { image: name.clone(), source })?;
         if index.header().bootstrap_size != kept.bootstrap.as_ref().len() as u64 {
             return damaged(&name, "the bootstrap has not the size that the chunk index says");
         }
-        check_blobs(&name, &layout, &index)?;
+        if let Some(layout) = layout {
+            check_blobs(&name, &layout, &index)?;
+        }
         let bad = |source| Error::Bootstrap { image: name.clone(), source };
         let bootstrap = Bootstrap::parse(kept.bootstrap).map_err(bad)?;
         bootstrap.check_devices(&index).map_err(bad)?;

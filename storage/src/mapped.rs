@@ -18,7 +18,8 @@ impl Mapped {
     pub(crate) fn new(file: &File) -> io::Result<Self> {
         // SAFETY: the bytes of a mapping must not change while they are borrowed. Files under STATE/images, a directory
         // that only their owner may enter, are written elsewhere, synced and renamed into place; from then on they are
-        // replaced or removed as a whole, never written to or cut, so that this inode's content stays as it is.
+        // replaced or removed as a whole, never written to or cut, so that this inode's content stays as it is. An adopted image's
+        // files have another name as well, in a directory of which who hands it over promises the same.
         unsafe { Mmap::map(file) }.map(Self)
     }
 }

@@ -31,8 +31,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::protocol::{
-    API_VERSION, ApiError, ErrorKind, Health, ImageInfo, MountInfo, MountRequest, PruneRequest, UmountRequest,
-    UpgradeInfo, UpgradeRequest, Version,
+    API_VERSION, ApiError, ErrorKind, Health, ImageInfo, MountInfo, MountRequest, PruneRequest, ReleaseRequest,
+    Released, UmountRequest, UpgradeInfo, UpgradeRequest, Version, WarmRequest,
 };
 use super::stats::Stats;
 pub(super) use peer::{Access, listen};
@@ -70,6 +70,9 @@ pub(super) trait Node: Send + Sync + 'static {
     /// Mounts an image. All paths were checked to be absolute and without `..`. It is never given up half-way: when nobody waits
     /// for the answer any more, the mount is made and then ended.
     fn mount(&self, request: MountRequest) -> impl Future<Output = Result<MountInfo, ApiError>> + Send;
+
+    /// Begins to prepare for an image.
+    fn warm(&self, image: String) -> impl Future<Output = Result<(), ApiError>> + Send;
 
     /// Ends a mount; one that is not there is [`ErrorKind::NotFound`].
     fn umount(&self, mount_point: PathBuf, lazy: bool) -> impl Future<Output = Result<(), ApiError>> + Send;
@@ -159,7 +162,7 @@ async fn answer<N: Node>(stream: UnixStream, allowed: Result<(), ApiError>, node
 type Answer = Response<Full<Bytes>>;
 
 /// What there is, and what can be done with it.
-const PATHS: [(&str, &str); 9] = [
+const PATHS: [(&str, &str); 11] = [
     ("/v1/version", "GET, HEAD"),
     ("/v1/health", "GET, HEAD"),
     ("/v1/mounts", "GET, HEAD, POST, DELETE"),
@@ -167,6 +170,8 @@ const PATHS: [(&str, &str); 9] = [
     ("/v1/stats", "GET, HEAD"),
     ("/v1/cache", "GET, HEAD"),
     ("/v1/cache/prune", "POST"),
+    ("/v1/cache/release", "POST"),
+    ("/v1/warm", "POST"),
     ("/v1/upgrade", "POST"),
     ("/metrics", "GET, HEAD"),
 ];
@@ -196,6 +201,17 @@ async fn respond<N: Node>(request: Request<Incoming>, node: &Arc<N>, room: &Room
             let PruneRequest { to } = read(body).await?;
             let node = Arc::clone(node);
             json(&blocking(move || prune(&*node, to)).await?)
+        }
+        (_, "/v1/cache/release") => {
+            let _permit = room.changes.acquire().await.map_err(internal)?;
+            let ReleaseRequest { blobs } = read(body).await?;
+            let node = Arc::clone(node);
+            json(&blocking(move || release(&*node, blobs)).await?)
+        }
+        (_, "/v1/warm") => {
+            let _permit = room.views.acquire().await.map_err(internal)?;
+            let WarmRequest { image } = read(body).await?;
+            json(&node.warm(image).await?)
         }
         (_, "/v1/upgrade") => {
             let _permit = room.changes.acquire().await.map_err(internal)?;
@@ -283,6 +299,7 @@ fn check(request: &MountRequest) -> Result<(), ApiError> {
     }
     let registry = &request.registry;
     let hosts_dir = registry.hosts_dir.iter().filter(|dir| *dir != Path::new(super::config::NO_HOSTS_DIR));
+    request.files.iter().try_for_each(|files| check_path(files))?;
     let mut paths = registry.ca.iter().chain(&registry.authfile).chain(&registry.token_file).chain(hosts_dir);
     paths.try_for_each(|path| check_path(path))
 }
@@ -339,6 +356,15 @@ fn prune(node: &impl Node, to: u64) -> Result<Pruned, ApiError> {
     let removed = Inventory::read(node.state_dir()).and_then(|all| all.prune(to, &mounted)).map_err(failed)?;
     let disk_bytes = Inventory::read(node.state_dir()).map_err(failed)?.disk_bytes();
     Ok(Pruned { removed, disk_bytes })
+}
+
+fn release(node: &impl Node, blobs: Vec<String>) -> Result<Released, ApiError> {
+    let failed = |error| ApiError::of(ErrorKind::Internal, &error);
+    let mounted: Vec<String> = node.images().into_iter().map(|image| image.manifest).collect();
+    let blobs = blobs.into_iter().collect();
+    let released = Inventory::read(node.state_dir()).and_then(|all| all.release(&blobs, &mounted));
+    let (removed, in_use) = released.map_err(failed)?;
+    Ok(Released { in_use, bytes: removed.bytes })
 }
 
 fn json(value: &impl Serialize) -> Result<Answer, ApiError> {

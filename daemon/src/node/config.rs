@@ -24,6 +24,9 @@ use crate::endpoint::MetricsAddr;
 /// Read if it is there and no other is named.
 pub const CONFIG_FILE: &str = "/etc/lazo/lazo.toml";
 
+/// In the state directory: logins that came with the kubelet's requests, in the format of docker's `config.json`.
+pub const CREDENTIALS: &str = "credentials.json";
+
 /// In place of a directory: none.
 pub const NO_HOSTS_DIR: &str = "none";
 
@@ -121,6 +124,14 @@ settings! {
     control_group: Option<String> = None, example r#""lazo""#;
     /// Users, by number, who may use the control socket besides root.
     control_uids: Vec<u32> = Vec::new(), default "[]";
+    /// Where `lazo snapshotter` listens for containerd, unless it is given a socket by its service manager. If not set: snapshotter.sock
+    /// in run_dir.
+    snapshotter_socket: Option<PathBuf> = None, example r#""/run/lazo/snapshotter.sock""#;
+    /// Where `lazo snapshotter` takes the kubelet's image requests, to learn the credentials that come with them: the kubelet's
+    /// image service endpoint. Everything is passed on to containerd. Not offered if not set.
+    cri_socket: Option<PathBuf> = None, example r#""/run/lazo/cri.sock""#;
+    /// containerd's own socket, for cri_socket.
+    containerd_socket: PathBuf = "/run/containerd/containerd.sock".into(), default r#""/run/containerd/containerd.sock""#;
     /// What to log to standard error: "error", "warn", "info", "debug", "trace", or tracing directives.
     log_level: String = "info".into(), default r#""info""#;
 }
@@ -186,6 +197,9 @@ impl Config {
         let paths = [("state_dir", &self.state_dir), ("run_dir", &self.run_dir)].into_iter();
         let paths = paths.chain(self.ca.iter().map(|path| ("ca", path))).chain(socket).chain(hosts_dir);
         let paths = paths.chain(self.authfile.iter().map(|path| ("authfile", path)));
+        let paths = paths.chain(self.snapshotter_socket.iter().map(|path| ("snapshotter_socket", path)));
+        let paths = paths.chain(self.cri_socket.iter().map(|path| ("cri_socket", path)));
+        let paths = paths.chain([("containerd_socket", &self.containerd_socket)]);
         let mut paths = paths.chain(self.token_file.iter().map(|path| ("token_file", path)));
         match paths.find(|(_, path)| !path.is_absolute()) {
             Some((key, path)) => Err(format!("{key}: {} is not an absolute path", path.display())),
@@ -200,6 +214,7 @@ impl Config {
             plain_http: self.plain_http,
             extra_ca: self.ca.clone(),
             auth_file: self.authfile.clone(),
+            kept_auth_file: Some(self.state_dir.join(CREDENTIALS)),
             token_file: self.token_file.clone(),
             hosts_dir: hosts_dir(&self.hosts_dir),
             ..Options::default()

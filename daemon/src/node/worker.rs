@@ -57,6 +57,9 @@ const BLOCKING_THREADS: usize = 64;
 /// Images opened at a time; others wait. Each takes one of the threads for what blocks, and may need another.
 const MAX_OPENING: usize = BLOCKING_THREADS / 2 - 8;
 
+/// Images prepared for at a time; what comes on top is left out, as it can be.
+const MAX_WARMING: usize = 16;
+
 /// Names of kept files.
 const BLOBS: &str = "blobs";
 const CONTROL: &str = "control";
@@ -87,6 +90,8 @@ struct Worker {
     state: State,
     /// Room for images that are being opened.
     opening: Semaphore,
+    /// Room for those that are being prepared for.
+    warming: Arc<Semaphore>,
     slots: Arc<Slots>,
     tables: Mutex<Tables>,
     /// Why EROFS cannot be used, if so.
@@ -193,6 +198,7 @@ impl Worker {
             mounter,
             state,
             opening: Semaphore::new(MAX_OPENING),
+            warming: Arc::new(Semaphore::new(MAX_WARMING)),
             slots: Arc::default(),
             tables: Mutex::default(),
             erofs: OnceLock::new(),
@@ -378,6 +384,10 @@ impl Node for Front {
     async fn mount(&self, request: MountRequest) -> std::result::Result<MountInfo, ApiError> {
         self.0.check_running()?;
         self.0.make_mount(request, None).await
+    }
+
+    async fn warm(&self, image: String) -> std::result::Result<(), ApiError> {
+        self.0.warm(image).await
     }
 
     async fn umount(&self, mount_point: PathBuf, lazy: bool) -> std::result::Result<(), ApiError> {

@@ -69,6 +69,8 @@ pub(crate) enum Credentials {
 pub(crate) struct Store {
     /// A file with nothing but a token, which comes first.
     token_file: Option<PathBuf>,
+    /// A file of other people's logins, which may be missing; before the others, as it names single repositories.
+    kept: Option<PathBuf>,
     files: Vec<PathBuf>,
     /// A file that was asked for must exist.
     required: bool,
@@ -103,13 +105,14 @@ impl Store {
     /// From the options, else from the environment.
     pub(crate) fn new(options: &Options) -> Self {
         let env = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let kept = options.kept_auth_file.clone();
         if let Some(file) = options.auth_file.clone().or_else(|| env("REGISTRY_AUTH_FILE")) {
-            return Self { token_file: None, files: vec![file], required: true };
+            return Self { token_file: None, kept, files: vec![file], required: true };
         }
         let docker = env("DOCKER_CONFIG").or_else(|| env("HOME").map(|home| home.join(".docker")));
         let containers = env("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json"));
         let files = docker.map(|dir| dir.join("config.json")).into_iter().chain(containers).collect();
-        Self { token_file: None, files, required: false }
+        Self { token_file: None, kept, files, required: false }
     }
 
     /// The same with a file that holds a token.
@@ -131,11 +134,16 @@ impl Store {
             }
             return Ok(Some(Credentials::Access(Secret::new(token.to_owned()))));
         }
-        for path in &self.files {
+        for path in self.kept.iter().chain(&self.files) {
             let fail = |reason: String| failed(path, reason);
             let file = match read_bounded(path).await {
                 Ok(bytes) => parse(&bytes).map_err(fail)?,
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound && !self.required => continue,
+                Err(e)
+                    if e.kind() == std::io::ErrorKind::NotFound
+                        && (!self.required || Some(path) == self.kept.as_ref()) =>
+                {
+                    continue;
+                }
                 Err(e) => return Err(fail(e.to_string())),
             };
             if let Some(found) = file.find(host, repository).await.map_err(fail)? {
@@ -300,7 +308,9 @@ mod tests {
     async fn find(json: &str, host: &str, repository: &str) -> Result<Option<Credentials>> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), json).unwrap();
-        Store { token_file: None, files: vec![file.path().to_owned()], required: true }.find(host, repository).await
+        Store { token_file: None, kept: None, files: vec![file.path().to_owned()], required: true }
+            .find(host, repository)
+            .await
     }
 
     const AUTHS: &str = r#"{"auths":{
@@ -347,7 +357,8 @@ mod tests {
         let shown = format!("{:?}", password("user", "secret-text"));
         assert!(!shown.contains("secret-text"), "{shown}");
         assert_eq!(find("", "h", "a").await.unwrap(), None);
-        let missing = |required| Store { token_file: None, files: vec!["/nonexistent/config.json".into()], required };
+        let missing =
+            |required| Store { token_file: None, kept: None, files: vec!["/nonexistent/config.json".into()], required };
         assert_eq!(missing(false).find("h", "a").await.unwrap(), None);
         assert!(missing(true).find("h", "a").await.is_err());
     }

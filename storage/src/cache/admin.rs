@@ -6,12 +6,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use lazo_format::Index;
 use lazo_registry::oci_spec::image::ImageManifest;
 use serde::{Serialize, Serializer};
 
 use super::files::{DATA, READY};
 use super::{check_version, dirs};
 use crate::error::{Error, Result};
+use crate::mapped::Mapped;
 
 /// Metadata of an image as young as this stays: a mount that is being made may need it in a moment.
 const YOUNG: Duration = Duration::from_secs(60);
@@ -159,6 +161,28 @@ impl Inventory {
         Ok(Selection { blobs: self.blobs.iter().filter(of_these).collect(), images })
     }
 
+    /// Removes these blobs but those that a process uses, whose digests it returns; and metadata of images of which no blob is left,
+    /// unless they are among `mounted` digests.
+    ///
+    /// # Errors
+    /// When a directory cannot be removed.
+    pub fn release(&self, blobs: &BTreeSet<String>, mounted: &[String]) -> Result<(Removed, Vec<String>)> {
+        let mut removed = Removed::default();
+        let mut in_use = Vec::new();
+        for blob in self.blobs.iter().filter(|blob| blobs.contains(&blob.digest)) {
+            if !remove_blob(blob, &mut removed)? {
+                in_use.push(blob.digest.clone());
+            }
+        }
+        let goes = |blob: &String| blobs.contains(blob) && !in_use.contains(blob);
+        for image in self.images.iter().filter(|image| !mounted.contains(&image.digest)) {
+            if !image.blobs.is_empty() && image.blobs.iter().all(goes) {
+                remove_image(image, &mut removed)?;
+            }
+        }
+        Ok((removed, in_use))
+    }
+
     /// Removes blobs that no process uses, the longest unused first, until at most `to` bytes are left; and images' metadata that
     /// is of no more use: no blob of the image is in the cache, and it is not among `mounted` digests.
     ///
@@ -272,9 +296,20 @@ fn kept_image(dir: &Path) -> Option<KeptImage> {
     let modified = fs::metadata(dir).and_then(|m| m.modified()).unwrap_or_else(|_| SystemTime::now());
     let manifest = fs::read(dir.join("manifest.json")).ok();
     let manifest = manifest.and_then(|bytes| serde_json::from_slice::<ImageManifest>(&bytes).ok());
-    let blobs = manifest.iter().flat_map(|m| m.layers()).map(|layer| layer.digest().to_string()).collect();
-    let chosen = if manifest.is_none() { chosen_manifests(dir) } else { Vec::new() };
+    let blobs = match &manifest {
+        Some(manifest) => Some(manifest.layers().iter().map(|layer| layer.digest().to_string()).collect()),
+        None => adopted_blobs(dir),
+    };
+    let chosen = if blobs.is_none() { chosen_manifests(dir) } else { Vec::new() };
+    let blobs = blobs.unwrap_or_default();
     Some(KeptImage { digest, blobs, chosen, dir: dir.to_owned(), modified })
+}
+
+/// Of an image that came as files: the blobs that its chunk index names.
+fn adopted_blobs(dir: &Path) -> Option<Vec<String>> {
+    let index = Mapped::new(&fs::File::open(dir.join("index")).ok()?).ok()?;
+    let index = Index::parse(&index).ok()?;
+    Some(index.blob_numbers().filter_map(|blob| Some(index.blob(blob).ok()?.digest.to_string())).collect())
 }
 
 /// Of an image index's directory: the files beside it hold the digest chosen for a platform each.

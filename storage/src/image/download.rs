@@ -21,7 +21,7 @@ use crate::mapped::Mapped;
 
 /// Most bytes the bootstrap layer may unpack to: ten million entries take about 2 GiB. Bounds the disk that a small hostile
 /// layer can fill.
-const MAX_UNPACKED: u64 = 8 << 30;
+pub(super) const MAX_UNPACKED: u64 = 8 << 30;
 
 /// Most stored bytes of the bootstrap layer, for the same reason.
 const MAX_LAYER: u64 = 4 << 30;
@@ -30,7 +30,7 @@ const MAX_LAYER: u64 = 4 << 30;
 const LAYER_ATTEMPTS: u32 = 3;
 
 /// Bytes handed on at a time while unpacking.
-const BUFFER: usize = 128 << 10;
+pub(super) const BUFFER: usize = 128 << 10;
 
 /// Prefix of directories in the making, below `STATE/images`.
 const TEMPORARY: &str = ".tmp-";
@@ -64,34 +64,67 @@ pub(super) async fn download(
     let digest = digest_of(&manifest.descriptor)?;
     let config = source.document(manifest.manifest.config()).await?;
     let diff_id = last_diff_id(name, &config.bytes)?;
-    make_dir(images).map_err(Error::io("make the directory", images))?;
-    remove_stale(images);
-    let temporary = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(images);
-    let temporary = temporary.map_err(Error::io("make a directory in", images))?;
+    let temporary = Temporary::new(images)?;
     let dir = temporary.path();
-    let in_use = File::open(dir).and_then(|dir| dir.lock().map(|()| dir)).map_err(Error::io("lock", dir))?;
-
     let layer = fetch_layer(source, dir, layout.bootstrap, name).await?;
     let unpacked = unpack(layer, dir.to_owned(), Names::Kept, diff_id, name.to_owned()).await?;
-    let (bootstrap, index) = (with_map(unpacked.bootstrap, dir)?, with_map(unpacked.index, dir)?);
-    verify(name, &bootstrap.1, &index.1)?;
-    let files = [(BOOTSTRAP, &bootstrap.0, &bootstrap.1), (INDEX, &index.0, &index.1)];
-    let stamp = Stamp::of(&files).and_then(|s| s.to_json()).map_err(Error::io("read", dir))?;
-    for (name, content) in [(MANIFEST, &manifest.bytes), (CONFIG, &config.bytes), (STAMP, &stamp)] {
-        write_synced(dir, name, content)?;
+    let documents = [(MANIFEST, manifest.bytes.as_slice()), (CONFIG, config.bytes.as_slice())];
+    temporary.keep(name, &digest, (unpacked.bootstrap, unpacked.index), &documents)
+}
+
+/// A directory in the making, which other processes leave alone.
+pub(super) struct Temporary<'a> {
+    images: &'a Path,
+    dir: tempfile::TempDir,
+    /// Locked.
+    in_use: File,
+}
+
+impl<'a> Temporary<'a> {
+    pub(super) fn new(images: &'a Path) -> Result<Self> {
+        make_dir(images).map_err(Error::io("make the directory", images))?;
+        remove_stale(images);
+        let dir = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(images);
+        let dir = dir.map_err(Error::io("make a directory in", images))?;
+        let path = dir.path();
+        let in_use = File::open(path).and_then(|dir| dir.lock().map(|()| dir)).map_err(Error::io("lock", path))?;
+        Ok(Self { images, dir, in_use })
     }
-    sync(dir)?;
-    // Other processes may be at the same image: one at a time from here on, and the first one's is as good as this one.
-    let installing = File::open(images).and_then(|dir| dir.lock().map(|()| dir)).map_err(Error::io("lock", images))?;
-    if let Some(kept) = keep::open(images, &digest) {
-        return Ok(kept);
+
+    pub(super) fn path(&self) -> &Path {
+        self.dir.path()
     }
-    install(temporary, images, &digest)?;
-    let kept = keep::open(images, &digest);
-    drop((installing, in_use));
-    match kept {
-        Some(kept) => Ok(kept),
-        None => damaged(name, "what was just downloaded cannot be read back; is the state directory's disk in order?"),
+
+    /// Verifies bootstrap and index, which are in it, and makes it the image of this digest, with other documents that were verified before.
+    pub(super) fn keep(
+        self,
+        name: &str,
+        digest: &Digest,
+        (bootstrap, index): (File, File),
+        documents: &[(&str, &[u8])],
+    ) -> Result<Kept> {
+        let (images, dir) = (self.images, self.dir.path());
+        let (bootstrap, index) = (with_map(bootstrap, dir)?, with_map(index, dir)?);
+        verify(name, &bootstrap.1, &index.1)?;
+        let files = [(BOOTSTRAP, &bootstrap.0, &bootstrap.1), (INDEX, &index.0, &index.1)];
+        let stamp = Stamp::of(&files).and_then(|s| s.to_json()).map_err(Error::io("read", dir))?;
+        for (name, content) in documents.iter().copied().chain([(STAMP, stamp.as_slice())]) {
+            write_synced(dir, name, content)?;
+        }
+        sync(dir)?;
+        // Other processes may be at the same image: one at a time from here on, and the first one's is as good as this one.
+        let installing = File::open(images).and_then(|dir| dir.lock().map(|()| dir));
+        let installing = installing.map_err(Error::io("lock", images))?;
+        if let Some(kept) = keep::open(images, digest) {
+            return Ok(kept);
+        }
+        install(self.dir, images, digest)?;
+        let kept = keep::open(images, digest);
+        drop((installing, self.in_use));
+        match kept {
+            Some(kept) => Ok(kept),
+            None => damaged(name, "what was just kept cannot be read back; is the state directory's disk in order?"),
+        }
     }
 }
 

@@ -23,7 +23,8 @@ const PLATFORMS: &str = "index.json";
 /// A kept image whose files are the verified ones.
 pub(super) struct Kept {
     pub(super) digest: Digest,
-    pub(super) manifest: ImageManifest,
+    /// None if it came as files.
+    pub(super) manifest: Option<ImageManifest>,
     pub(super) bootstrap: Mapped,
     pub(super) index: Mapped,
 }
@@ -48,17 +49,20 @@ pub(super) fn open(images: &Path, digest: &Digest) -> Option<Kept> {
 
 fn try_open(dir: &Path, digest: &Digest) -> io::Result<Option<Kept>> {
     let damaged = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("{what} is damaged"));
-    let manifest = std::fs::read(dir.join(MANIFEST))?;
-    if !is(&manifest, digest) {
-        return Err(damaged(MANIFEST));
-    }
-    let manifest: ImageManifest = serde_json::from_slice(&manifest)?;
+    let manifest: Option<ImageManifest> = match std::fs::read(dir.join(MANIFEST)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Ok(manifest) if !is(&manifest, digest) => return Err(damaged(MANIFEST)),
+        manifest => Some(serde_json::from_slice(&manifest?)?),
+    };
     let map = |name: &str| {
         let file = File::open(dir.join(name))?;
         let map = Mapped::new(&file)?;
         io::Result::Ok((file, map))
     };
     let ((bootstrap_file, bootstrap), (index_file, index)) = (map(BOOTSTRAP)?, map(INDEX)?);
+    if manifest.is_none() && !is(index.as_ref(), digest) {
+        return Err(damaged(INDEX));
+    }
     let files = [(BOOTSTRAP, &bootstrap_file, &bootstrap), (INDEX, &index_file, &index)];
     let hashed = Stamp::read(&dir.join(STAMP)).and_then(|stamp| stamp.holds(&files));
     match hashed {

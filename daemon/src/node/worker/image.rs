@@ -1,5 +1,6 @@
 //! One image in the kernel: opened, and served until its last user has gone.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,9 @@ use super::state::{DataOptions, ImageRecord};
 use crate::fs::FileSystem;
 use crate::node::config;
 use crate::node::protocol::{ApiError, ErrorKind, MountRequest, RegistryOptions, Served};
+
+/// How long preparing for an image may take; it is of no use later.
+const WARM_LIMIT: Duration = Duration::from_secs(20);
 
 /// An image whose metadata is at hand, and where its data comes from.
 pub(super) struct Opened {
@@ -26,8 +30,17 @@ pub(super) struct Wanted {
     pub(super) image: ImageRef,
     pub(super) platform: Platform,
     pub(super) data: DataOptions,
-    /// The manifest that it must be, whatever the name stands for now.
-    pub(super) pinned: Option<Digest>,
+    pub(super) which: Which,
+}
+
+/// Which image it is.
+pub(super) enum Which {
+    /// What its name stands for now.
+    Named,
+    /// The kept one of this digest, whatever the name stands for now.
+    Kept(Digest),
+    /// The one whose bootstrap layer lies unpacked in this directory.
+    Files(PathBuf),
 }
 
 impl Wanted {
@@ -39,15 +52,16 @@ impl Wanted {
             prefetch: request.prefetch,
             registry: request.registry.clone(),
         };
-        Self::new(&request.image, platform, data, None)
+        let which = request.files.clone().map_or(Which::Named, Which::Files);
+        Self::new(&request.image, platform, data, which)
     }
 
     pub(super) fn of_record(record: &ImageRecord) -> Result<Self, ApiError> {
-        let pinned = Some(parse("manifest", &record.manifest)?);
-        Self::new(&record.image, parse("platform", &record.platform)?, record.data.clone(), pinned)
+        let which = Which::Kept(parse("manifest", &record.manifest)?);
+        Self::new(&record.image, parse("platform", &record.platform)?, record.data.clone(), which)
     }
 
-    fn new(name: &str, platform: Platform, data: DataOptions, pinned: Option<Digest>) -> Result<Self, ApiError> {
+    fn new(name: &str, platform: Platform, data: DataOptions, which: Which) -> Result<Self, ApiError> {
         let image: ImageRef = parse("image", name)?;
         if let ImageRef::OciLayout { path, .. }
         | ImageRef::OciArchive { path, .. }
@@ -56,7 +70,7 @@ impl Wanted {
         {
             return Err(ApiError::new(ErrorKind::Invalid, format!("image {name}: its path is not absolute")));
         }
-        Ok(Self { name: name.to_owned(), image, platform, data, pinned })
+        Ok(Self { name: name.to_owned(), image, platform, data, which })
     }
 
     /// Where the data comes from, whatever the tag. Equal ones can share what is served.
@@ -114,7 +128,8 @@ impl Worker {
             ImageRef::Docker(_) => None,
         };
         let RegistryOptions { ca, authfile, token_file, hosts_dir, .. } = &wanted.data.registry;
-        let files = layout.into_iter().chain(ca).chain(authfile).chain(token_file).chain(hosts_dir);
+        let adopted = if let Which::Files(files) = &wanted.which { Some(files) } else { None };
+        let files = layout.into_iter().chain(adopted).chain(ca).chain(authfile).chain(token_file).chain(hosts_dir);
         let tables = self.tables();
         for file in files {
             let own = tables.mounts.keys().chain([&self.config.run_dir]).find(|own| file.starts_with(own));
@@ -138,12 +153,14 @@ impl Worker {
             sources.push(spec.open(&options).map_err(|error| failed(&error))?);
         }
         let source = Source::open(&wanted.image, &options).await;
-        let image = match &wanted.pinned {
-            None => {
+        let state_dir = &self.config.state_dir;
+        let image = match &wanted.which {
+            Which::Named => {
                 let source = source.as_ref().map_err(|error| failed(error))?;
-                LazoImage::open(source, &self.config.state_dir, &wanted.platform).await
+                LazoImage::open(source, state_dir, &wanted.platform).await
             }
-            Some(digest) => LazoImage::kept(wanted.name.clone(), &self.config.state_dir, digest),
+            Which::Kept(digest) => LazoImage::kept(wanted.name.clone(), state_dir, digest),
+            Which::Files(files) => LazoImage::adopt(wanted.name.clone(), state_dir, files),
         };
         let image = image.map_err(|error| failed(&error))?;
         let own = source
@@ -152,16 +169,38 @@ impl Worker {
         match own {
             Ok(own) => sources.extend(own),
             // What is in the cache, or comes from elsewhere, is served all the same.
-            Err(error) if wanted.pinned.is_some() => {
+            Err(error) if !matches!(wanted.which, Which::Named) => {
                 tracing::warn!(image = wanted.name, error = error.error, "the image's own source cannot be used");
             }
             Err(error) => return Err(error),
         }
-        if sources.is_empty() && wanted.pinned.is_none() {
+        if sources.is_empty() && matches!(wanted.which, Which::Named) {
             let error = crate::Error::NoSource { image: wanted.name.clone() };
             return Err(failed(&error));
         }
         Ok(Opened { image, sources })
+    }
+
+    /// Connects and logs in to an image's source, for those who will want its blobs: connections and logins are the worker's.
+    pub(super) async fn warm(self: &Arc<Self>, image: String) -> Result<(), ApiError> {
+        let wanted = Wanted::new(&image, Platform::host(), DataOptions::default(), Which::Named)?;
+        let Ok(room) = Arc::clone(&self.warming).try_acquire_owned() else { return Ok(()) };
+        let worker = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let options = worker.registry_options(&wanted.data);
+            let looked = async {
+                let source = Source::open(&wanted.image, &options).await?;
+                source.root_digest().await
+            };
+            match tokio::time::timeout(WARM_LIMIT, looked).await {
+                Ok(Ok(_)) => {}
+                // Who mounts it will be told.
+                Ok(Err(error)) => tracing::debug!(image, %error, "cannot prepare for an image"),
+                Err(_) => tracing::debug!(image, "its source does not answer"),
+            }
+            drop(room);
+        });
+        Ok(())
     }
 
     /// The tree and data of an image.
