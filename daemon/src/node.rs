@@ -22,6 +22,8 @@ use std::io;
 
 use crate::error::{Error, Result};
 use config::Config;
+pub use supervisor::inherited;
+pub use worker::make_run_dir;
 
 /// Runs a daemon until it is told to end (SIGTERM, SIGINT, SIGHUP).
 ///

@@ -8,10 +8,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use lazo_daemon::node::client::{Client, ClientError};
 use lazo_daemon::node::protocol::{ErrorKind, MountRequest, SOCKET};
+
+use crate::credentials::Credentials;
 
 /// Where image mounts are, below the run directory.
 const MOUNTS: &str = "containerd";
@@ -75,17 +78,23 @@ pub struct ImageMount<'a> {
 }
 
 /// The images that are mounted for containerd.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Images {
     daemon: Client,
     dir: PathBuf,
+    credentials: Option<Arc<Credentials>>,
 }
 
 impl Images {
     /// Those of a run directory and its daemon.
     #[must_use]
     pub fn new(run_dir: &Path) -> Self {
-        Self { daemon: Client::at(run_dir.join(SOCKET)), dir: run_dir.join(MOUNTS) }
+        Self { daemon: Client::at(run_dir.join(SOCKET)), dir: run_dir.join(MOUNTS), credentials: None }
+    }
+
+    /// The same; logins with which lazo images are pulled are kept.
+    pub(crate) fn with_logins(self, credentials: Arc<Credentials>) -> Self {
+        Self { credentials: Some(credentials), ..self }
     }
 
     /// Where an image is mounted, or would be.
@@ -94,11 +103,14 @@ impl Images {
         self.dir.join(id.to_string())
     }
 
-    /// Lets the daemon prepare for an image of which the first blob was seen. Returns at once; what goes wrong will be told when
-    /// the image is mounted.
+    /// Lets the daemon prepare for an image of which a blob was seen, and keeps the login with which it is being pulled. Returns at
+    /// once; what goes wrong will be told when the image is mounted.
     pub fn warm(&self, image: &str) {
-        let (daemon, image) = (self.daemon.clone(), image.to_owned());
+        let (daemon, image, credentials) = (self.daemon.clone(), image.to_owned(), self.credentials.clone());
         tokio::task::spawn_blocking(move || {
+            if let Some(Err(error)) = credentials.map(|credentials| credentials.keep(&image)) {
+                tracing::error!(image, %error, "cannot keep the login of a pull; the image's data may not be had later");
+            }
             if let Err(error) = daemon.warm(&image) {
                 tracing::debug!(image, error = &error as &dyn std::error::Error, "cannot prepare for an image");
             }
@@ -162,6 +174,15 @@ impl Images {
         for id in numbers.filter(|id| !ids.contains(id)) {
             tracing::info!(id, "ending the mount of an image that containerd does not have any more");
             self.unmount(id).await;
+        }
+    }
+
+    /// Forgets logins of repositories of which none of these images is.
+    pub async fn retain_logins(&self, images: BTreeSet<String>) {
+        let Some(credentials) = self.credentials.clone() else { return };
+        let done = tokio::task::spawn_blocking(move || credentials.retain(images.iter().map(String::as_str)));
+        if let Err(error) = done.await.map_err(io::Error::other).and_then(|done| done) {
+            tracing::warn!(%error, "cannot look after the kept logins");
         }
     }
 

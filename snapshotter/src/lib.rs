@@ -1,6 +1,7 @@
 //! containerd's snapshotter: the root file systems of lazo images, and of ordinary ones.
 //!
 //! ```text
+//! cri          the kubelet's image requests, for the credentials in them
 //! server       `lazo snapshotter`: sockets, start and end
 //! service      gRPC requests and answers, translated for the core
 //! snapshots    the core: what containerd expects of a snapshotter
@@ -13,6 +14,8 @@
 //! labels       labels that containerd and lazo understand
 //! ```
 
+mod credentials;
+mod cri;
 pub mod images;
 pub mod labels;
 pub mod proto;

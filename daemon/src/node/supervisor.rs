@@ -151,9 +151,12 @@ pub(super) fn run(config: Config) -> Result<()> {
     supervisor.run(&received)
 }
 
-/// The files that the service manager has kept for us.
+/// The files that the service manager has kept or opened for this process, by name. To be called once, at the start.
+///
+/// # Errors
+/// When what the environment says of them is not true.
 #[expect(unsafe_code, reason = "file numbers come by the environment")]
-fn inherited() -> io::Result<BTreeMap<String, OwnedFd>> {
+pub fn inherited() -> io::Result<BTreeMap<String, OwnedFd>> {
     use std::os::fd::FromRawFd as _;
     let listed = sd_notify::listen_fds_with_names()?;
     // SAFETY: systemd gives these numbers to this process alone, as LISTEN_PID says; they are taken over once, at the start.

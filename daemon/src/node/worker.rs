@@ -138,8 +138,11 @@ pub(super) fn run() -> Result<()> {
     std::process::exit(code);
 }
 
-/// Others may pass through the run directory, to the control socket. Gives its path without links.
-pub(super) fn make_run_dir(path: &Path) -> io::Result<PathBuf> {
+/// Makes the run directory. Others may pass through it, to the control socket. Gives its path without links.
+///
+/// # Errors
+/// When it cannot be made.
+pub fn make_run_dir(path: &Path) -> io::Result<PathBuf> {
     if !path.is_dir() {
         std::fs::create_dir_all(path)?;
         std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
