@@ -13,6 +13,7 @@ mod interrupt;
 mod logfile;
 mod mount;
 mod output;
+mod pull;
 mod stats;
 mod table;
 mod umount;
@@ -44,6 +45,7 @@ enum Command {
     Inspect(inspect::Args),
     Cache(cache::Args),
     Daemon(daemon::Args),
+    Pull(Box<pull::Args>),
     Stats(stats::Args),
     Demo(demo::Args),
 }
@@ -75,6 +77,7 @@ impl Command {
             Self::Inspect(args) => args.run(global),
             Self::Cache(args) => args.run(global),
             Self::Daemon(args) => args.run(global),
+            Self::Pull(args) => args.run(global),
             Self::Stats(args) => args.run(global),
             Self::Demo(args) => args.run(global),
         }

@@ -50,7 +50,16 @@ impl Platform {
 
     /// How well an image for `candidate` suits: `None` not at all, else higher is better.
     pub(crate) fn suits(&self, candidate: &OciPlatform) -> Option<Level> {
-        let candidate = Self::of(candidate);
+        self.suits_own(&Self::of(candidate))
+    }
+
+    /// Whether an image runs here whose configuration says this of it.
+    #[must_use]
+    pub fn accepts(&self, os: &str, architecture: &str, variant: Option<&str>) -> bool {
+        self.suits_own(&Self::normalized(os, architecture, variant.filter(|v| !v.is_empty()))).is_some()
+    }
+
+    fn suits_own(&self, candidate: &Self) -> Option<Level> {
         if candidate.os != self.os || candidate.architecture != self.architecture {
             return None;
         }

@@ -92,6 +92,12 @@ impl DockerRef {
         is_loopback_host(host_name(&self.host))
     }
 
+    /// The host without its port and brackets: `[::1]:5000` is `::1`.
+    #[must_use]
+    pub fn host_name(&self) -> &str {
+        host_name(&self.host)
+    }
+
     /// Host and port to connect to; differs from `host` for Docker Hub only.
     pub(crate) fn api_host(&self) -> &str {
         if self.host == DOCKER_HUB { DOCKER_HUB_API } else { &self.host }

@@ -113,10 +113,19 @@ impl Source {
     /// As [`Self::root`]; when no manifest suits, which lists those there are; when indexes nest deeper than
     /// [`MAX_INDEX_DEPTH`].
     pub async fn resolve(&self, platform: &Platform) -> Result<Manifest> {
+        Ok(self.resolve_with_indexes(platform).await?.1)
+    }
+
+    /// The same, with the indexes that lead to it, outermost first.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub async fn resolve_with_indexes(&self, platform: &Platform) -> Result<(Vec<Document>, Manifest)> {
+        let mut indexes = Vec::new();
         let mut document = self.root().await?;
         for _ in 0..=MAX_INDEX_DEPTH {
             let index = match document.content()? {
-                Content::Manifest(_) => return manifest(document),
+                Content::Manifest(_) => return Ok((indexes, manifest(document)?)),
                 Content::Index(index) => index,
             };
             let chosen = choose(&index, platform).ok_or_else(|| Error::NoPlatform {
@@ -124,7 +133,8 @@ impl Source {
                 wanted: platform.to_string(),
                 available: available(&index),
             })?;
-            document = self.document(chosen).await?;
+            let next = self.document(chosen).await?;
+            indexes.push(std::mem::replace(&mut document, next));
         }
         Err(self.too_deep())
     }

@@ -14,8 +14,10 @@
 //! labels       labels that containerd and lazo understand
 //! ```
 
+pub mod containerd;
 mod credentials;
 mod cri;
 pub mod images;
 pub mod labels;
 pub mod proto;
+pub mod pull;

@@ -1,0 +1,186 @@
+//! What the registry says of an image, and what follows from it.
+
+use lazo_format::Digest;
+use lazo_registry::oci_spec::image::{Descriptor, ImageConfiguration};
+use lazo_registry::{DockerRef, Document, ImageRef, Manifest, Options, Platform, Source};
+
+use super::PullError;
+use crate::containerd::Labels;
+use crate::labels;
+
+/// Longest label, name and value together, that containerd takes.
+const MAX_LABEL: usize = 4096;
+
+/// An image in a registry.
+pub(super) struct Image {
+    /// Its name in containerd.
+    pub(super) name: String,
+    pub(super) reference: DockerRef,
+    pub(super) source: Source,
+    /// Indexes that lead to the manifest, outermost first.
+    pub(super) indexes: Vec<Document>,
+    pub(super) manifest: Manifest,
+    /// Lowest first.
+    pub(super) layers: Vec<Layer>,
+}
+
+pub(super) struct Layer {
+    pub(super) descriptor: Descriptor,
+    pub(super) kind: LayerKind,
+    /// What its snapshot is to have.
+    pub(super) labels: Labels,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LayerKind {
+    /// Data of a lazo image, which is fetched as it is read.
+    Blob,
+    /// The tree of a lazo image.
+    Bootstrap,
+    Plain,
+}
+
+/// An image's config.
+pub(super) struct Config {
+    pub(super) document: Document,
+    pub(super) diff_ids: Vec<String>,
+    /// Under which names the snapshots of the layers are kept.
+    pub(super) chain_ids: Vec<String>,
+}
+
+impl Image {
+    pub(super) async fn find(reference: &DockerRef, platform: &Platform, options: &Options) -> Result<Self, PullError> {
+        let mut reference = reference.clone();
+        if reference.tag.is_none() && reference.digest.is_none() {
+            reference.tag = Some("latest".to_owned());
+        }
+        let source = Source::open(&ImageRef::Docker(reference.clone()), options).await?;
+        let (indexes, manifest) = source.resolve_with_indexes(platform).await?;
+        let name = reference.to_string();
+        let layers = layers(&name, &manifest)?;
+        Ok(Self { name, reference, source, indexes, manifest, layers })
+    }
+
+    /// What its name stands for.
+    pub(super) fn target(&self) -> &Descriptor {
+        self.indexes.first().map_or(&self.manifest.descriptor, |index| &index.descriptor)
+    }
+
+    /// Its config, which must be for this platform.
+    pub(super) async fn config(&self, wanted: &Platform) -> Result<Config, PullError> {
+        let document = self.source.document(self.manifest.manifest.config()).await?;
+        let config: ImageConfiguration =
+            serde_json::from_slice(&document.bytes).map_err(|error| no_image(format_args!("its config: {error}")))?;
+        let (os, architecture) = (config.os().to_string(), config.architecture().to_string());
+        let variant = config.variant().as_deref();
+        if !wanted.accepts(&os, &architecture, variant) {
+            let variant = variant.map(|variant| format!("/{variant}")).unwrap_or_default();
+            return Err(PullError::Platform {
+                found: format!("{os}/{architecture}{variant}"),
+                wanted: wanted.to_string(),
+            });
+        }
+        let diff_ids = config.rootfs().diff_ids().clone();
+        if diff_ids.len() != self.layers.len() {
+            return Err(no_image(format_args!(
+                "it has {} layers, but its config has {}",
+                self.layers.len(),
+                diff_ids.len()
+            )));
+        }
+        let chain_ids = chain_ids(&diff_ids);
+        Ok(Config { document, diff_ids, chain_ids })
+    }
+}
+
+pub(super) fn no_image(reason: impl std::fmt::Display) -> PullError {
+    PullError::NoImage { reason: reason.to_string() }
+}
+
+/// Under which names the snapshots of layers with these diffIDs are kept, as the image specification defines.
+fn chain_ids(diff_ids: &[String]) -> Vec<String> {
+    let mut ids: Vec<String> = Vec::with_capacity(diff_ids.len());
+    for diff_id in diff_ids {
+        let id = match ids.last() {
+            None => diff_id.clone(),
+            Some(below) => Digest::sha256_of(format!("{below} {diff_id}").as_bytes()).to_string(),
+        };
+        ids.push(id);
+    }
+    ids
+}
+
+fn layers(name: &str, manifest: &Manifest) -> Result<Vec<Layer>, PullError> {
+    let descriptors = manifest.manifest.layers();
+    if descriptors.is_empty() {
+        return Err(no_image("it has no layers"));
+    }
+    if let Some(other) = descriptors.iter().find(|layer| !is_layer(layer)) {
+        return Err(no_image(format_args!("{} is of type {}", other.digest(), other.media_type())));
+    }
+    let layer = |(number, descriptor): (usize, &Descriptor)| {
+        let annotations = descriptor.annotations().iter().flatten();
+        let inherited = annotations.filter(|(name, _)| name.starts_with(labels::INHERITED));
+        let mut labels: Labels = inherited.map(|(name, value)| (name.clone(), value.clone())).collect();
+        let kind = match (labels.contains_key(labels::BLOB), labels.contains_key(labels::BOOTSTRAP)) {
+            (true, _) => LayerKind::Blob,
+            (false, true) => LayerKind::Bootstrap,
+            (false, false) => LayerKind::Plain,
+        };
+        labels.insert(labels::IMAGE_REF.to_owned(), name.to_owned());
+        labels.insert(labels::MANIFEST_DIGEST.to_owned(), manifest.descriptor.digest().to_string());
+        labels.insert(labels::LAYER_DIGEST.to_owned(), descriptor.digest().to_string());
+        labels.insert(labels::IMAGE_LAYERS.to_owned(), digests(&descriptors[number..]));
+        Layer { descriptor: descriptor.clone(), kind, labels }
+    };
+    Ok(descriptors.iter().enumerate().map(layer).collect())
+}
+
+/// Whether containerd counts it as a layer.
+fn is_layer(descriptor: &Descriptor) -> bool {
+    let media_type = descriptor.media_type().to_string();
+    media_type.starts_with("application/vnd.oci.image.layer.")
+        || media_type.starts_with("application/vnd.docker.image.rootfs.")
+}
+
+/// As many of these digests as fit into a label.
+fn digests(layers: &[Descriptor]) -> String {
+    let room = MAX_LABEL - labels::IMAGE_LAYERS.len();
+    let mut joined = String::new();
+    for layer in layers {
+        let digest = layer.digest().to_string();
+        if joined.len() + digest.len() + 1 > room {
+            break;
+        }
+        if !joined.is_empty() {
+            joined.push(',');
+        }
+        joined.push_str(&digest);
+    }
+    joined
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// From the example in Go's reference implementation of the specification.
+    #[test]
+    fn names_of_snapshots() {
+        let ids = chain_ids(&["sha256:a".to_owned(), "sha256:b".to_owned(), "sha256:c".to_owned()]);
+        let hash = |text: String| Digest::sha256_of(text.as_bytes()).to_string();
+        let second = hash("sha256:a sha256:b".to_owned());
+        assert_eq!(ids, ["sha256:a".to_owned(), second.clone(), hash(format!("{second} sha256:c"))]);
+        assert!(chain_ids(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_label_holds_what_fits() {
+        let digest = Digest::sha256_of(b"");
+        let layer = lazo_registry::descriptor("application/vnd.oci.image.layer.v1.tar".into(), &digest, 0);
+        assert_eq!(digests(&[layer.clone(), layer.clone()]), format!("{digest},{digest}"));
+        let many = digests(&vec![layer; 200]);
+        assert!(many.len() + labels::IMAGE_LAYERS.len() <= MAX_LABEL);
+        assert!(many.split(',').all(|part| part == digest.to_string()));
+    }
+}
