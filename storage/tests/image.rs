@@ -209,3 +209,90 @@ async fn what_killed_processes_left_behind_is_removed() {
     let left = |name: &str| images.join(name).exists();
     assert_eq!([".tmp-killed", ".tmp-new", ".tmp-alive"].map(left), [false, true, true]);
 }
+
+/// The files of an image's bootstrap layer, as somebody else unpacks them.
+fn unpack(parts: &Parts, dir: &Path) {
+    fs::create_dir_all(dir).unwrap();
+    fs::write(dir.join("bootstrap"), &parts.bootstrap).unwrap();
+    fs::write(dir.join("index"), lazo_format::encode_index(&parts.contents, &parts.bootstrap).unwrap()).unwrap();
+}
+
+#[test]
+fn an_image_that_comes_as_files_is_kept_when_they_go() {
+    let place = Place::new();
+    let files = place.0.path().join("files");
+    unpack(&parts(), &files);
+    let adopt = |dir: &Path| LazoImage::adopt("h/r:t".into(), &place.state(), dir);
+    let first = adopt(&files).unwrap();
+    assert!(has_passwd(&first));
+    assert_eq!(*first.manifest_digest(), Digest::sha256_of(&fs::read(files.join("index")).unwrap()));
+    let kept = || LazoImage::kept("h/r:t".into(), &place.state(), first.manifest_digest());
+    assert!(has_passwd(&kept().unwrap()));
+    fs::remove_dir_all(&files).unwrap();
+    assert!(has_passwd(&kept().unwrap()), "it needs its files no more");
+
+    // On another file system, and what is kept is damaged: it is replaced.
+    let elsewhere = tempfile::tempdir_in("/dev/shm").unwrap();
+    let dir = place.state().join("images").join(first.manifest_digest().hex());
+    let good = fs::read(dir.join("bootstrap")).unwrap();
+    let mut bad = good.clone();
+    bad[2048] ^= 1;
+    fs::write(dir.join("bootstrap"), bad).unwrap();
+    assert!(kept().is_err());
+    unpack(&parts(), elsewhere.path());
+    assert!(has_passwd(&adopt(elsewhere.path()).unwrap()));
+    assert_eq!(fs::read(dir.join("bootstrap")).unwrap(), good);
+
+    let inventory = lazo_storage::cache::admin::Inventory::read(&place.state()).unwrap();
+    let blobs = [parts().contents.blobs[0].digest.to_string()].into();
+    inventory.release(&blobs, &[first.manifest_digest().to_string()]).unwrap();
+    assert!(kept().is_ok(), "it is mounted");
+    assert_eq!(inventory.release(&blobs, &[]).unwrap().0.images, 1);
+    assert!(kept().is_err());
+}
+
+#[test]
+fn files_that_are_none_or_not_of_one_image_are_refused() {
+    type Spoil = fn(&Path);
+    let spoil: [(&str, Spoil); 6] = [
+        ("index", |dir| fs::remove_file(dir.join("index")).unwrap()),
+        ("bootstrap", |dir| {
+            fs::rename(dir.join("bootstrap"), dir.join("other")).unwrap();
+            std::os::unix::fs::symlink("other", dir.join("bootstrap")).unwrap();
+        }),
+        ("no file", |dir| {
+            fs::remove_file(dir.join("index")).unwrap();
+            rustix::fs::mknodat(
+                rustix::fs::CWD,
+                dir.join("index"),
+                rustix::fs::FileType::Fifo,
+                rustix::fs::Mode::RUSR,
+                0,
+            )
+            .unwrap();
+        }),
+        ("no file", |dir| {
+            fs::remove_file(dir.join("index")).unwrap();
+            fs::create_dir(dir.join("index")).unwrap();
+        }),
+        ("chunk index", |dir| fs::write(dir.join("index"), b"short").unwrap()),
+        ("not the one that its chunk index was made for", |dir| {
+            let mut bootstrap = fs::read(dir.join("bootstrap")).unwrap();
+            bootstrap[2048] ^= 1;
+            fs::write(dir.join("bootstrap"), bootstrap).unwrap();
+        }),
+    ];
+    for (expected, spoil) in spoil {
+        let place = Place::new();
+        let files = place.0.path().join("files");
+        unpack(&parts(), &files);
+        spoil(&files);
+        for _ in 0..2 {
+            let error = LazoImage::adopt("h/r:t".into(), &place.state(), &files).unwrap_err();
+            let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+            assert!(format!("{error}: {cause}").contains(expected), "{expected}: {error}: {cause}");
+        }
+        let left = fs::read_dir(place.state().join("images")).map_or(0, |entries| entries.count());
+        assert_eq!(left, 0, "{expected}: nothing is kept");
+    }
+}
