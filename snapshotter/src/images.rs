@@ -167,14 +167,11 @@ impl Images {
         }
     }
 
-    /// Ends mounts whose snapshots are not among these any more.
-    pub async fn retain(&self, ids: &BTreeSet<u64>) {
-        let Ok(entries) = fs::read_dir(&self.dir) else { return };
-        let numbers = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-        for id in numbers.filter(|id| !ids.contains(id)) {
-            tracing::info!(id, "ending the mount of an image that containerd does not have any more");
-            self.unmount(id).await;
-        }
+    /// The numbers under which images are mounted, or were.
+    #[must_use]
+    pub fn list(&self) -> Vec<u64> {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return Vec::new() };
+        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
     }
 
     /// Forgets logins of repositories of which none of these images is.

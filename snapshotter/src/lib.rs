@@ -17,7 +17,11 @@
 pub mod containerd;
 mod credentials;
 mod cri;
+pub mod filter;
 pub mod images;
 pub mod labels;
 pub mod proto;
 pub mod pull;
+pub mod service;
+pub mod snapshots;
+pub mod store;

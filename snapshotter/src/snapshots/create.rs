@@ -1,0 +1,330 @@
+//! `Prepare`, `View` and `Mounts`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::directories::{self, Owner};
+use super::error::Error;
+use super::mounts::{self, Base, Lower, Mount, Upper};
+use super::{IMAGE, Labels, Snapshots, image_mount, kept, now, owners};
+use crate::labels;
+use crate::store::{Change, Image, Kind, Owners, Record, Role};
+
+/// A snapshot to be made.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Its key.
+    pub key: String,
+    /// Name of its parent, or nothing.
+    pub parent: String,
+    /// Its labels.
+    pub labels: Labels,
+}
+
+/// What becomes of a request.
+enum Plan {
+    /// A blob's snapshot is made, and containerd is told that it is there.
+    Blob(Box<Blob>),
+    /// An ordinary one.
+    Ordinary(Box<Ordinary>),
+}
+
+struct Blob {
+    /// Its name.
+    target: String,
+    /// Where it comes from.
+    image: String,
+    record: Record,
+    /// Number of the parent when the plan was made.
+    parent: Option<u64>,
+}
+
+struct Ordinary {
+    key: String,
+    record: Record,
+    lower: Lower,
+    /// Number of the parent when the plan was made.
+    parent: Option<u64>,
+}
+
+impl Snapshots {
+    /// Makes a snapshot that can be written to; gives its mounts.
+    ///
+    /// The blob of a lazo image is answered with [`Error::Exists`], as its snapshot is committed at once, or was there before.
+    ///
+    /// # Errors
+    /// When the key is taken, the parent is not there or not committed, or the lazo image below cannot be mounted; then there is no
+    /// such snapshot.
+    pub async fn prepare(self: &Arc<Self>, request: Request) -> Result<Vec<Mount>, Error> {
+        self.create(Kind::Active, request).await
+    }
+
+    /// Makes a snapshot that can only be read; gives its mounts.
+    ///
+    /// # Errors
+    /// As for [`Self::prepare`].
+    pub async fn view(self: &Arc<Self>, request: Request) -> Result<Vec<Mount>, Error> {
+        self.create(Kind::View, request).await
+    }
+
+    /// The mounts of a snapshot, once more.
+    ///
+    /// # Errors
+    /// When there is none of this key, it is committed, or the lazo image below cannot be mounted.
+    pub async fn mounts(self: &Arc<Self>, key: String) -> Result<Vec<Mount>, Error> {
+        let found = self.blocking(move |snapshots| {
+            let mut chain = snapshots.store.chain(&key)?.into_iter();
+            let record = chain.next().ok_or_else(|| Error::NotFound(key.clone()))?;
+            if record.kind() == Kind::Committed {
+                return Err(Error::Committed(key));
+            }
+            let lower = lower_of(&key, &record, chain.as_slice())?;
+            Ok((record, lower))
+        });
+        let (record, lower) = found.await?;
+        let image = self.mounted(record.id, &lower, record.owners.as_ref()).await?;
+        self.blocking(move |snapshots| snapshots.mounts_of(&record, &lower, image)).await
+    }
+
+    async fn create(self: &Arc<Self>, kind: Kind, request: Request) -> Result<Vec<Mount>, Error> {
+        let snapshots = Arc::clone(self);
+        // A task of its own, which nobody breaks off.
+        let task = tokio::spawn(async move {
+            match snapshots.blocking(move |snapshots| snapshots.plan(kind, request)).await? {
+                Plan::Blob(plan) => Err(snapshots.add_blob(*plan).await),
+                Plan::Ordinary(plan) => snapshots.make(*plan).await,
+            }
+        });
+        task.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    }
+
+    /// Looks at what is there, and at what the labels want.
+    fn plan(&self, kind: Kind, request: Request) -> Result<Plan, Error> {
+        let Request { key, parent, labels } = request;
+        if key.is_empty() {
+            return Err(Error::NoName);
+        }
+        if self.store.get(&key)?.is_some() {
+            return Err(Error::Exists(key));
+        }
+        let parents = if parent.is_empty() { Vec::new() } else { self.store.chain(&parent)? };
+        let top = parents.first();
+        if top.is_none() && !parent.is_empty() {
+            return Err(Error::NoParent(parent));
+        }
+        if top.is_some_and(|top| top.kind() != Kind::Committed) {
+            return Err(Error::ParentNotCommitted(parent));
+        }
+        let mut record = Record { parent, labels: kept(labels), ..Record::default() };
+        record.set_kind(kind);
+        if kind == Kind::Active && record.labels.contains_key(labels::BLOB) {
+            return plan_blob(key, record, top);
+        }
+        if kind == Kind::Active && is_bootstrap(&record.labels) {
+            if top.is_some_and(|top| top.role() != Role::Blob) {
+                return Err(Error::BootstrapPlace(key));
+            }
+            record.set_role(Role::Bootstrap);
+            record.image = Some(image_of(&key, &record.labels)?);
+        }
+        record.owners = owners::from_labels(&record.labels)?;
+        let lower = lower_of(&key, &record, &parents)?;
+        if lower.image.is_some() {
+            if is_remapped_copy(&key) {
+                return Err(Error::RemappedCopy(key));
+            }
+            if record.owners.is_some() && !lower.plain.is_empty() {
+                return Err(Error::Map("layers above a lazo image cannot have their owners shifted"));
+            }
+        }
+        Ok(Plan::Ordinary(Box::new(Ordinary { key, record, lower, parent: top.map(|top| top.id) })))
+    }
+
+    /// Says how the blob's snapshot is there afterwards, or why not.
+    async fn add_blob(self: &Arc<Self>, blob: Blob) -> Error {
+        let Blob { target, image, mut record, parent } = blob;
+        self.images.warm(&image);
+        let number = self.number();
+        record.id = number.id;
+        let added = self.blocking(move |snapshots| {
+            let added = match snapshots.store.get(&target) {
+                Ok(Some(there)) if is_same_blob(&there, &record, &target) => Ok(()),
+                _ => snapshots.store.change(|change| put_blob(change, &target, &record, parent)),
+            };
+            added.err().unwrap_or(Error::Exists(target))
+        });
+        let error = added.await;
+        drop(number);
+        error
+    }
+
+    async fn make(self: &Arc<Self>, plan: Ordinary) -> Result<Vec<Mount>, Error> {
+        let Ordinary { key, mut record, lower, parent } = plan;
+        let number = self.number();
+        record.id = number.id;
+        let own_mount = lower.image.is_some() && record.owners.is_some();
+        let base = lower.image.clone();
+        let image = self.mounted(record.id, &lower, record.owners.as_ref()).await?;
+        let made = self.blocking(move |snapshots| snapshots.enter(&key, record, &lower, parent, image)).await;
+        if made.is_err() {
+            if own_mount {
+                self.images.unmount(number.id).await;
+            }
+            if let Some(base) = base {
+                self.unmount_removed(base).await;
+            }
+        }
+        drop(number);
+        made
+    }
+
+    /// Makes the directory, then the record. If that fails, there is neither.
+    fn enter(
+        &self,
+        key: &str,
+        mut record: Record,
+        lower: &Lower,
+        parent: Option<u64>,
+        image: Option<PathBuf>,
+    ) -> Result<Vec<Mount>, Error> {
+        let owner = self.owner(&record, lower, image.as_deref())?;
+        self.directories.make(record.id, record.kind() == Kind::Active, owner)?;
+        record.created = Some(now());
+        record.updated = record.created;
+        let added = self.mounts_of(&record, lower, image).and_then(|mounts| {
+            self.store.change(|change| {
+                if change.get(key)?.is_some() {
+                    return Err(Error::Exists(key.to_owned()));
+                }
+                check_parent(change, &record, parent)?;
+                change.insert(key, &record).map_err(Error::from)
+            })?;
+            Ok(mounts)
+        });
+        if added.is_err() {
+            self.directories.remove(record.id);
+        }
+        added
+    }
+
+    /// Makes sure that the image below a snapshot is mounted; gives the path of the mount.
+    async fn mounted(&self, id: u64, lower: &Lower, owners: Option<&Owners>) -> Result<Option<PathBuf>, Error> {
+        let Some(base) = &lower.image else { return Ok(None) };
+        let map = owners.map(owners::for_daemon);
+        // With its own owners, a container has a mount of its own.
+        let id = if map.is_some() { id } else { base.id };
+        let files = self.directories.files(base.id).join(IMAGE);
+        Ok(Some(self.images.mounted(&image_mount(id, &base.image, &files, map.as_deref())).await?))
+    }
+
+    /// Ends an image's mount that was made while its snapshot was being removed.
+    pub(super) async fn unmount_removed(self: &Arc<Self>, base: Base) {
+        let id = base.id;
+        let there = self.blocking(move |snapshots| snapshots.store.get(&base.name)).await;
+        if there.is_ok_and(|there| there.is_none_or(|there| there.id != id)) {
+            self.images.unmount(id).await;
+        }
+    }
+
+    /// The root directory of a snapshot belongs to whom that of its parent belongs to, or to the root of its user namespace.
+    fn owner(&self, record: &Record, lower: &Lower, image: Option<&Path>) -> Result<Option<Owner>, Error> {
+        if let Some(owners) = &record.owners {
+            return owners::root(owners).map(Some);
+        }
+        match (lower.plain.first(), image) {
+            (Some(top), _) => directories::owner(&self.directories.files(*top)).map(Some),
+            (None, Some(image)) => directories::owner(image).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+
+    fn mounts_of(&self, record: &Record, lower: &Lower, image: Option<PathBuf>) -> Result<Vec<Mount>, Error> {
+        let id = record.id;
+        let writable = record.kind() == Kind::Active;
+        let upper = writable.then(|| Upper { files: self.directories.files(id), work: self.directories.work(id) });
+        let mut layers: Vec<PathBuf> = lower.plain.iter().map(|id| self.directories.files(*id)).collect();
+        // An image's mount has its owners shifted already.
+        let owners = record.owners.as_ref().filter(|_| image.is_none());
+        if let Some((base, mount)) = lower.image.as_ref().zip(image) {
+            let holder = if record.owners.is_some() { id } else { base.id };
+            layers.push(self.directories.link(holder, &mount)?);
+        }
+        if layers.is_empty() {
+            return Ok(vec![mounts::bind(&self.directories.files(id), writable, owners)]);
+        }
+        Ok(vec![mounts::stacked(upper.as_ref(), &layers, owners, &self.overlay_options)])
+    }
+}
+
+fn plan_blob(key: String, mut record: Record, parent: Option<&Record>) -> Result<Plan, Error> {
+    if parent.is_some_and(|parent| parent.role() != Role::Blob) {
+        return Err(Error::BlobPlace(key));
+    }
+    let Some(target) = record.labels.get(labels::TARGET).cloned() else { return Err(Error::BlobTarget(key)) };
+    let image = image_of(&key, &record.labels)?.name;
+    record.set_kind(Kind::Committed);
+    record.set_role(Role::Blob);
+    record.digest = record.labels.get(labels::BLOB).cloned();
+    record.created = Some(now());
+    record.updated = record.created;
+    Ok(Plan::Blob(Box::new(Blob { target, image, record, parent: parent.map(|parent| parent.id) })))
+}
+
+/// What the labels of a layer say about its image.
+pub(super) fn image_of(key: &str, labels: &Labels) -> Result<Image, Error> {
+    let name = labels.get(labels::IMAGE_REF).ok_or_else(|| Error::NoImage(key.to_owned()))?;
+    Ok(Image { name: name.clone(), manifest: labels.get(labels::MANIFEST_DIGEST).cloned() })
+}
+
+/// Whether a bootstrap layer is to be unpacked. Who makes a container has a say in its labels, but none that it is an unpacking.
+fn is_bootstrap(labels: &Labels) -> bool {
+    labels.contains_key(labels::BOOTSTRAP) && labels.contains_key(labels::TARGET)
+}
+
+/// Whether containerd wants to change the owners of all files, as it does for user namespaces on behalf of a snapshotter that cannot
+/// shift them: the key is that of the copy, made from the parent's name or a digest.
+fn is_remapped_copy(key: &str) -> bool {
+    let name = key.rsplit('/').next().unwrap_or_default();
+    name.starts_with("sha256:") && name.ends_with("-remap")
+}
+
+fn lower_of(key: &str, record: &Record, parents: &[Record]) -> Result<Lower, Error> {
+    match record.role() {
+        // Unpacked by itself: what its blobs hold is not to be seen in it.
+        Role::Bootstrap => Ok(Lower::default()),
+        _ => Lower::of(key, &record.parent, parents),
+    }
+}
+
+/// The parent may have been removed since it was looked at.
+fn check_parent(change: &Change<'_>, record: &Record, expected: Option<u64>) -> Result<(), Error> {
+    match expected {
+        None => Ok(()),
+        Some(id) if change.get(&record.parent)?.is_some_and(|parent| parent.id == id) => Ok(()),
+        Some(_) => Err(Error::NoParent(record.parent.clone())),
+    }
+}
+
+/// Whether what is there is this blob, so that containerd, which looks for the target among labels, finds it.
+fn is_same_blob(there: &Record, wanted: &Record, target: &str) -> bool {
+    is_blob(there, wanted) && there.labels.get(labels::TARGET).is_some_and(|label| label == target)
+}
+
+fn is_blob(there: &Record, wanted: &Record) -> bool {
+    there.role() == Role::Blob && there.digest == wanted.digest && there.parent == wanted.parent
+}
+
+fn put_blob(change: &mut Change<'_>, target: &str, record: &Record, parent: Option<u64>) -> Result<(), Error> {
+    match change.get(target)? {
+        None => {
+            check_parent(change, record, parent)?;
+            change.insert(target, record)?;
+        }
+        Some(mut there) if is_blob(&there, record) => {
+            there.labels.insert(labels::TARGET.to_owned(), target.to_owned());
+            change.put(target, &there)?;
+        }
+        Some(_) => return Err(Error::OtherBlob(target.to_owned())),
+    }
+    Ok(())
+}

@@ -1,0 +1,119 @@
+//! `Remove` and `Cleanup`.
+//!
+//! A snapshot is gone when its record is. Its mount, directory and cached data follow, one snapshot at a time, while the call has been
+//! answered already: containerd removes snapshots while it lets nobody make any. `Cleanup` waits for that.
+
+use std::collections::BTreeSet;
+use std::mem;
+use std::sync::{Arc, PoisonError};
+
+use super::Snapshots;
+use super::error::Error;
+use crate::store::{Kind, Record, Role};
+
+impl Snapshots {
+    /// Removes a snapshot.
+    ///
+    /// # Errors
+    /// When there is no such snapshot, or it has children.
+    pub async fn remove(self: &Arc<Self>, key: String) -> Result<(), Error> {
+        let removed = self.blocking(move |snapshots| {
+            snapshots.store.change(|change| {
+                let record = change.get(&key)?.ok_or_else(|| Error::NotFound(key.clone()))?;
+                if change.has_children(record.id)? {
+                    return Err(Error::HasChildren(key));
+                }
+                change.remove(&key, &record)?;
+                let unused = match record.blob() {
+                    Some(blob) if !change.has_blob(blob)? => Some(blob.to_owned()),
+                    _ => None,
+                };
+                Ok((record, unused))
+            })
+        });
+        let (record, unused) = removed.await?;
+        self.unused.lock().unwrap_or_else(PoisonError::into_inner).extend(unused);
+        tokio::spawn(Arc::clone(self).clear(record));
+        Ok(())
+    }
+
+    /// Waits until what was removed takes no space any more, and removes what belongs to no snapshot.
+    ///
+    /// # Errors
+    /// When directories or records cannot be read.
+    pub async fn cleanup(self: &Arc<Self>) -> Result<(), Error> {
+        let snapshots = Arc::clone(self);
+        let task = tokio::spawn(async move {
+            let one = snapshots.removing.lock().await;
+            snapshots.release_unused().await;
+            snapshots.unmount_orphans().await?;
+            snapshots.blocking(Self::sweep).await?;
+            drop(one);
+            Ok(())
+        });
+        task.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+    }
+
+    /// Ends mounts of images that are not here any more.
+    ///
+    /// # Errors
+    /// When records cannot be read.
+    pub async fn unmount_orphans(self: &Arc<Self>) -> Result<(), Error> {
+        for id in self.blocking(|snapshots| snapshots.orphans(snapshots.images.list())).await? {
+            tracing::info!(id, "ending the mount of an image that containerd does not have any more");
+            self.images.unmount(id).await;
+        }
+        Ok(())
+    }
+
+    /// Removes what is left of a snapshot.
+    async fn clear(self: Arc<Self>, record: Record) {
+        let one = self.removing.lock().await;
+        let image_mount = record.role() == Role::Bootstrap && record.kind() == Kind::Committed;
+        if image_mount || record.owners.is_some() {
+            self.images.unmount(record.id).await;
+        }
+        if record.role() != Role::Blob {
+            self.blocking(move |snapshots| snapshots.directories.remove(record.id)).await;
+        }
+        self.release_unused().await;
+        drop(one);
+    }
+
+    async fn release_unused(&self) {
+        let unused = mem::take(&mut *self.unused.lock().unwrap_or_else(PoisonError::into_inner));
+        self.images.release(&unused).await;
+    }
+
+    /// Removes directories that belong to no snapshot.
+    pub(super) fn sweep(&self) -> Result<(), Error> {
+        for id in self.orphans(self.directories.list()?)? {
+            tracing::debug!(id, "removing the directory of a snapshot that is not there");
+            self.directories.remove(id);
+        }
+        Ok(())
+    }
+
+    /// Which of these numbers belong to no snapshot. They must have been listed before: a snapshot that was being made then is being
+    /// made still, or has got its record.
+    fn orphans(&self, listed: Vec<u64>) -> Result<Vec<u64>, Error> {
+        let making: BTreeSet<u64> = self.making.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let there = self.store.ids()?;
+        Ok(listed.into_iter().filter(|id| !making.contains(id) && !there.contains(id)).collect())
+    }
+
+    /// Says which snapshots have lost their directories, as may happen when a machine loses its power.
+    pub(super) fn tell_lost(&self) -> Result<(), Error> {
+        let there: BTreeSet<u64> = self.directories.list()?.into_iter().collect();
+        self.store.each(|name, record| {
+            if record.role() != Role::Blob && !there.contains(&record.id) {
+                tracing::error!(
+                    name,
+                    id = record.id,
+                    "a snapshot has lost its directory; remove its image or container"
+                );
+            }
+        })?;
+        Ok(())
+    }
+}
