@@ -14,6 +14,7 @@ mod logfile;
 mod mount;
 mod output;
 mod pull;
+mod snapshotter;
 mod stats;
 mod table;
 mod umount;
@@ -46,6 +47,7 @@ enum Command {
     Cache(cache::Args),
     Daemon(daemon::Args),
     Pull(Box<pull::Args>),
+    Snapshotter(snapshotter::Args),
     Stats(stats::Args),
     Demo(demo::Args),
 }
@@ -56,6 +58,7 @@ impl Command {
         match self {
             Self::Mount(args) => Ok(args.log_level().to_owned()),
             Self::Daemon(args) => args.log_level(global),
+            Self::Snapshotter(args) => args.log_level(global),
             _ => Ok("warn".to_owned()),
         }
     }
@@ -78,6 +81,7 @@ impl Command {
             Self::Cache(args) => args.run(global),
             Self::Daemon(args) => args.run(global),
             Self::Pull(args) => args.run(global),
+            Self::Snapshotter(args) => args.run(global),
             Self::Stats(args) => args.run(global),
             Self::Demo(args) => args.run(global),
         }

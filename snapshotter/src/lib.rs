@@ -22,6 +22,9 @@ pub mod images;
 pub mod labels;
 pub mod proto;
 pub mod pull;
+mod server;
 pub mod service;
 pub mod snapshots;
 pub mod store;
+
+pub use server::{Error, run};
