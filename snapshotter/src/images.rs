@@ -12,12 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lazo_daemon::node::client::{Client, ClientError};
-use lazo_daemon::node::protocol::{ErrorKind, MountRequest, SOCKET};
+use lazo_daemon::node::protocol::{ErrorKind, MountRequest, SNAPSHOTTER_MOUNTS, SOCKET};
 
 use crate::credentials::Credentials;
-
-/// Where image mounts are, below the run directory.
-const MOUNTS: &str = "containerd";
 
 /// How long to wait for a daemon that is being started, as when all of lazo is started or upgraded at once.
 const DAEMON_PATIENCE: Duration = Duration::from_secs(10);
@@ -89,7 +86,7 @@ impl Images {
     /// Those of a run directory and its daemon.
     #[must_use]
     pub fn new(run_dir: &Path) -> Self {
-        Self { daemon: Client::at(run_dir.join(SOCKET)), dir: run_dir.join(MOUNTS), credentials: None }
+        Self { daemon: Client::at(run_dir.join(SOCKET)), dir: run_dir.join(SNAPSHOTTER_MOUNTS), credentials: None }
     }
 
     /// The same; logins with which lazo images are pulled are kept.

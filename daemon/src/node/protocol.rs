@@ -13,6 +13,9 @@ pub const API_VERSION: u32 = 1;
 /// Name of the socket in the run directory.
 pub const SOCKET: &str = "lazo.sock";
 
+/// In the run directory: where the snapshotter has its images mounted. All else there is the daemon's own.
+pub const SNAPSHOTTER_MOUNTS: &str = "containerd";
+
 /// How an image is to be served.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -15,6 +15,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::Refusal;
+use crate::node::protocol::SNAPSHOTTER_MOUNTS;
 
 /// Longest path in bytes: Linux's PATH_MAX less the final NUL.
 const MAX_PATH: usize = 4095;
@@ -79,7 +80,7 @@ impl RunDir {
 
     /// A user's directory to mount at: not one of the daemon's own, which it could not use any more.
     pub(super) fn place_outside(&self, path: &Path) -> Result<OwnedFd, Refusal> {
-        if path.starts_with(&self.path) {
+        if path.starts_with(&self.path) && !path.starts_with(self.path.join(SNAPSHOTTER_MOUNTS)) {
             return Err(Refusal::new(format!("cannot mount at {}: the daemon's own mounts are there", path.display())));
         }
         user_directory(path, "mount at")
