@@ -74,6 +74,12 @@ impl Credentials {
         let number = state.next;
         state.next += 1;
         state.offered.entry(repository.clone()).or_default().push((number, login));
+        drop(state);
+        // Of an image that is here already, no layer will be seen, and the login may be a newer one.
+        let known = read(&self.path).is_ok_and(|file| file.auths.contains_key(&repository));
+        if known && let Err(error) = self.keep(image) {
+            tracing::error!(image, %error, "cannot replace a kept login");
+        }
         Some(Offer { credentials: self, repository, number })
     }
 
@@ -208,6 +214,12 @@ mod tests {
         credentials.retain([].into_iter()).unwrap();
         assert!(kept(&credentials).is_empty());
         drop(second);
+        // A later pull's login replaces the one that is kept.
+        let first = credentials.offer("h.example/app", "", login("old")).unwrap();
+        credentials.keep("h.example/app").unwrap();
+        drop(first);
+        drop(credentials.offer("h.example/app:2", "", login("new")).unwrap());
+        assert_eq!(kept(&credentials), [("h.example/app".into(), "new".into())]);
     }
 
     #[test]

@@ -8,16 +8,19 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use lazo_daemon::node::client::{Client, ClientError};
-use lazo_daemon::node::protocol::{ErrorKind, MountRequest, SNAPSHOTTER_MOUNTS, SOCKET};
+use lazo_daemon::node::protocol::{ErrorKind, MountInfo, MountRequest, SNAPSHOTTER_MOUNTS, SOCKET};
 
 use crate::credentials::Credentials;
 
 /// How long to wait for a daemon that is being started, as when all of lazo is started or upgraded at once.
 const DAEMON_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long connections and tokens stay good that the daemon has prepared; the blobs of an image come one after the other.
+const WARM: Duration = Duration::from_secs(30);
 
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -80,13 +83,20 @@ pub struct Images {
     daemon: Client,
     dir: PathBuf,
     credentials: Option<Arc<Credentials>>,
+    /// The image that the daemon was last told to prepare for, and when.
+    warmed: Arc<Mutex<Option<(String, Instant)>>>,
 }
 
 impl Images {
     /// Those of a run directory and its daemon.
     #[must_use]
     pub fn new(run_dir: &Path) -> Self {
-        Self { daemon: Client::at(run_dir.join(SOCKET)), dir: run_dir.join(SNAPSHOTTER_MOUNTS), credentials: None }
+        Self {
+            daemon: Client::at(run_dir.join(SOCKET)),
+            dir: run_dir.join(SNAPSHOTTER_MOUNTS),
+            credentials: None,
+            warmed: Arc::default(),
+        }
     }
 
     /// The same; logins with which lazo images are pulled are kept.
@@ -104,9 +114,18 @@ impl Images {
     /// once; what goes wrong will be told when the image is mounted.
     pub fn warm(&self, image: &str) {
         let (daemon, image, credentials) = (self.daemon.clone(), image.to_owned(), self.credentials.clone());
+        let fresh = {
+            let mut warmed = self.warmed.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = warmed.as_ref().is_some_and(|(name, when)| *name == image && when.elapsed() < WARM);
+            *warmed = Some((image.clone(), Instant::now()));
+            !known
+        };
         tokio::task::spawn_blocking(move || {
             if let Some(Err(error)) = credentials.map(|credentials| credentials.keep(&image)) {
                 tracing::error!(image, %error, "cannot keep the login of a pull; the image's data may not be had later");
+            }
+            if !fresh {
+                return;
             }
             if let Err(error) = daemon.warm(&image) {
                 tracing::debug!(image, error = &error as &dyn std::error::Error, "cannot prepare for an image");
@@ -130,10 +149,9 @@ impl Images {
             Some(manifest) => format!("{} ({manifest})", mount.image),
             None => mount.image.to_owned(),
         };
-        let mounting = tokio::task::spawn_blocking(move || patiently(|| daemon.mount(&request)));
+        let mounting = tokio::task::spawn_blocking(move || patiently(|| mount_once(&daemon, &request)));
         match mounting.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())) {
-            Ok(_) => Ok(path),
-            Err(error) if error.kind() == Some(ErrorKind::Exists) => Ok(path),
+            Ok(()) => Ok(path),
             Err(source) => Err(match source.kind() {
                 None => ImageError::NoDaemon { image, source },
                 Some(kind) => ImageError::Refused { image, lasting: kind == ErrorKind::Image, source },
@@ -216,12 +234,28 @@ impl Images {
     }
 }
 
+/// Mounts an image unless it is mounted; one that the daemon could not go on serving is mounted anew.
+fn mount_once(daemon: &Client, request: &MountRequest) -> Result<(), ClientError> {
+    match daemon.mount(request) {
+        Err(error) if error.kind() == Some(ErrorKind::Exists) => {}
+        result => return result.map(drop),
+    }
+    let failed: Vec<u64> = daemon.images()?.iter().filter(|i| i.failed.is_some()).map(|i| i.slot).collect();
+    let ours = |mount: &MountInfo| mount.mount_point == request.mount_point && failed.contains(&mount.slot);
+    if failed.is_empty() || !daemon.mounts()?.iter().any(ours) {
+        return Ok(());
+    }
+    tracing::warn!(image = request.image, "mounting an image again that could not be served any more");
+    daemon.umount(&request.mount_point, true)?;
+    daemon.mount(request).map(drop)
+}
+
 /// Waits for a daemon that nobody has started yet.
 fn patiently<T>(ask: impl Fn() -> Result<T, ClientError>) -> Result<T, ClientError> {
-    let until = std::time::Instant::now() + DAEMON_PATIENCE;
+    let until = Instant::now() + DAEMON_PATIENCE;
     loop {
         match ask() {
-            Err(ClientError::Broken { .. }) if std::time::Instant::now() < until => std::thread::sleep(PAUSE),
+            Err(ClientError::Broken { .. }) if Instant::now() < until => std::thread::sleep(PAUSE),
             result => return result,
         }
     }

@@ -9,6 +9,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::Snapshots;
 use super::error::Error;
+use crate::labels;
 use crate::store::{Kind, Record, Role};
 
 impl Snapshots {
@@ -63,7 +64,26 @@ impl Snapshots {
             tracing::info!(id, "ending the mount of an image that containerd does not have any more");
             self.images.unmount(id).await;
         }
+        self.forget_logins().await;
         Ok(())
+    }
+
+    /// Forgets logins of images that are not here any more.
+    async fn forget_logins(self: &Arc<Self>) {
+        let names = self.blocking(|snapshots| {
+            let mut names = BTreeSet::new();
+            snapshots.store.each(|_, record| {
+                names.extend(record.labels.get(labels::IMAGE_REF).cloned());
+                names.extend(record.image.map(|image| image.name));
+            })?;
+            Ok::<_, Error>(names)
+        });
+        match names.await {
+            Ok(names) => self.images.retain_logins(names).await,
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "kept logins cannot be looked through")
+            }
+        }
     }
 
     /// Removes what is left of a snapshot.
@@ -80,9 +100,12 @@ impl Snapshots {
         drop(one);
     }
 
-    async fn release_unused(&self) {
+    async fn release_unused(self: &Arc<Self>) {
         let unused = mem::take(&mut *self.unused.lock().unwrap_or_else(PoisonError::into_inner));
-        self.images.release(&unused).await;
+        if !unused.is_empty() {
+            self.images.release(&unused).await;
+            self.forget_logins().await;
+        }
     }
 
     /// Removes directories that belong to no snapshot.
