@@ -27,16 +27,13 @@ pub async fn serve(
     snapshots: Arc<Snapshots>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
-    let start = Arc::clone(&snapshots);
-    tokio::spawn(async move {
-        if let Err(error) = start.unmount_orphans().await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot look for mounts that are left over");
-        }
-    });
-    tonic::transport::Server::builder()
-        .add_service(SnapshotsServer::new(Adapter(snapshots)))
+    snapshots.begin();
+    let served = tonic::transport::Server::builder()
+        .add_service(SnapshotsServer::new(Adapter(Arc::clone(&snapshots))))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
-        .await
+        .await;
+    snapshots.settle().await;
+    served
 }
 
 struct Adapter(Arc<Snapshots>);

@@ -8,12 +8,14 @@
 //! are made and removed is such that what a crash leaves behind has no record, and is swept at the next start or `Cleanup`.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use prost_types::Timestamp;
+use tokio::task::JoinSet;
 
 use self::directories::Directories;
 use crate::filter::{Fields, Filter};
@@ -97,6 +99,10 @@ pub struct Snapshots {
     removing: tokio::sync::Mutex<()>,
     /// Blobs whose last snapshot was removed, which the cache has not been told yet.
     unused: Mutex<BTreeSet<String>>,
+    /// Work on what was removed, which goes on after its calls were answered.
+    clearing: Mutex<JoinSet<()>>,
+    /// Mounts of images that nobody has asked for yet.
+    mounting: Mutex<JoinSet<()>>,
 }
 
 impl Snapshots {
@@ -116,6 +122,8 @@ impl Snapshots {
             making: Mutex::default(),
             removing: tokio::sync::Mutex::default(),
             unused: Mutex::default(),
+            clearing: Mutex::default(),
+            mounting: Mutex::default(),
         };
         snapshots.sweep()?;
         snapshots.tell_lost()?;
@@ -201,6 +209,14 @@ impl Snapshots {
         .await
     }
 
+    /// Waits for work that went on after its calls were answered, so that another process can go on from here.
+    pub async fn settle(&self) {
+        let mounting = mem::take(&mut *locked(&self.mounting));
+        drop(mounting);
+        let clearing = mem::take(&mut *locked(&self.clearing));
+        clearing.join_all().await;
+    }
+
     fn disk_usage(&self, id: u64) -> Result<Usage, Error> {
         let path = self.directories.files(id);
         usage::of(&path).map_err(error::file("measure", &path))
@@ -216,7 +232,7 @@ impl Snapshots {
     /// A number that no other snapshot has or will have.
     fn number(self: &Arc<Self>) -> Number {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.making.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        locked(&self.making).insert(id);
         Number { id, snapshots: Arc::clone(self) }
     }
 }
@@ -229,8 +245,20 @@ struct Number {
 
 impl Drop for Number {
     fn drop(&mut self) {
-        self.snapshots.making.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        locked(&self.snapshots.making).remove(&self.id);
     }
+}
+
+/// Nothing that holds one of these locks can leave things half done.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Adds a task to those that are under way.
+fn start(tasks: &Mutex<JoinSet<()>>, task: impl Future<Output = ()> + Send + 'static) {
+    let mut tasks = locked(tasks);
+    while tasks.try_join_next().is_some() {}
+    tasks.spawn(task);
 }
 
 /// Labels as they are stored: an empty one is none.

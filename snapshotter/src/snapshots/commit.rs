@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::create::image_of;
 use super::error::Error;
 use super::mounts::Base;
-use super::{Labels, Snapshots, image_mount, kept, now};
+use super::{Labels, Snapshots, image_mount, kept, now, start};
 use crate::labels;
 use crate::store::{Kind, Record, Role};
 
@@ -26,7 +26,7 @@ impl Snapshots {
         let record = committing.await?;
         if let Some(image) = record.image {
             let base = Base { name, id: record.id, image };
-            tokio::spawn(Arc::clone(self).mount_ahead(base));
+            start(&self.mounting, Arc::clone(self).mount_ahead(base));
         }
         Ok(())
     }

@@ -160,6 +160,9 @@ impl Snapshots {
 
     async fn make(self: &Arc<Self>, plan: Ordinary) -> Result<Vec<Mount>, Error> {
         let Ordinary { key, mut record, lower, parent } = plan;
+        if let Some(image) = &record.image {
+            self.images.warm(&image.name);
+        }
         let number = self.number();
         record.id = number.id;
         let own_mount = lower.image.is_some() && record.owners.is_some();
@@ -187,6 +190,7 @@ impl Snapshots {
         parent: Option<u64>,
         image: Option<PathBuf>,
     ) -> Result<Vec<Mount>, Error> {
+        check_parent(self.store.get(&record.parent)?.as_ref(), &record, parent)?;
         let owner = self.owner(&record, lower, image.as_deref())?;
         self.directories.make(record.id, record.kind() == Kind::Active, owner)?;
         record.created = Some(now());
@@ -196,7 +200,7 @@ impl Snapshots {
                 if change.get(key)?.is_some() {
                     return Err(Error::Exists(key.to_owned()));
                 }
-                check_parent(change, &record, parent)?;
+                check_parent(change.get(&record.parent)?.as_ref(), &record, parent)?;
                 change.insert(key, &record).map_err(Error::from)
             })?;
             Ok(mounts)
@@ -297,12 +301,8 @@ fn lower_of(key: &str, record: &Record, parents: &[Record]) -> Result<Lower, Err
 }
 
 /// The parent may have been removed since it was looked at.
-fn check_parent(change: &Change<'_>, record: &Record, expected: Option<u64>) -> Result<(), Error> {
-    match expected {
-        None => Ok(()),
-        Some(id) if change.get(&record.parent)?.is_some_and(|parent| parent.id == id) => Ok(()),
-        Some(_) => Err(Error::NoParent(record.parent.clone())),
-    }
+fn check_parent(now: Option<&Record>, record: &Record, before: Option<u64>) -> Result<(), Error> {
+    if now.map(|parent| parent.id) == before { Ok(()) } else { Err(Error::NoParent(record.parent.clone())) }
 }
 
 /// Whether what is there is this blob, so that containerd, which looks for the target among labels, finds it.
@@ -317,7 +317,7 @@ fn is_blob(there: &Record, wanted: &Record) -> bool {
 fn put_blob(change: &mut Change<'_>, target: &str, record: &Record, parent: Option<u64>) -> Result<(), Error> {
     match change.get(target)? {
         None => {
-            check_parent(change, record, parent)?;
+            check_parent(change.get(&record.parent)?.as_ref(), record, parent)?;
             change.insert(target, record)?;
         }
         Some(mut there) if is_blob(&there, record) => {

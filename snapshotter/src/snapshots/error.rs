@@ -22,7 +22,7 @@ pub enum Error {
     #[error("snapshot {0} exists already")]
     Exists(String),
     /// It has children.
-    #[error("snapshot {0} is the parent of others")]
+    #[error("cannot remove snapshot {0}: it is the parent of others")]
     HasChildren(String),
     /// Only what is being written can be committed.
     #[error("snapshot {0} is not active")]

@@ -5,10 +5,10 @@
 
 use std::collections::BTreeSet;
 use std::mem;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
-use super::Snapshots;
 use super::error::Error;
+use super::{Snapshots, locked, start};
 use crate::labels;
 use crate::store::{Kind, Record, Role};
 
@@ -33,8 +33,8 @@ impl Snapshots {
             })
         });
         let (record, unused) = removed.await?;
-        self.unused.lock().unwrap_or_else(PoisonError::into_inner).extend(unused);
-        tokio::spawn(Arc::clone(self).clear(record));
+        locked(&self.unused).extend(unused);
+        start(&self.clearing, Arc::clone(self).clear(record));
         Ok(())
     }
 
@@ -55,11 +55,18 @@ impl Snapshots {
         task.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
     }
 
+    /// Begins to put right what an earlier process has left behind, but for directories, which are right already.
+    pub fn begin(self: &Arc<Self>) {
+        let snapshots = Arc::clone(self);
+        start(&self.clearing, async move {
+            if let Err(error) = snapshots.unmount_orphans().await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot look for mounts that are left over");
+            }
+        });
+    }
+
     /// Ends mounts of images that are not here any more.
-    ///
-    /// # Errors
-    /// When records cannot be read.
-    pub async fn unmount_orphans(self: &Arc<Self>) -> Result<(), Error> {
+    async fn unmount_orphans(self: &Arc<Self>) -> Result<(), Error> {
         for id in self.blocking(|snapshots| snapshots.orphans(snapshots.images.list())).await? {
             tracing::info!(id, "ending the mount of an image that containerd does not have any more");
             self.images.unmount(id).await;
@@ -101,7 +108,7 @@ impl Snapshots {
     }
 
     async fn release_unused(self: &Arc<Self>) {
-        let unused = mem::take(&mut *self.unused.lock().unwrap_or_else(PoisonError::into_inner));
+        let unused = mem::take(&mut *locked(&self.unused));
         if !unused.is_empty() {
             self.images.release(&unused).await;
             self.forget_logins().await;
@@ -120,7 +127,7 @@ impl Snapshots {
     /// Which of these numbers belong to no snapshot. They must have been listed before: a snapshot that was being made then is being
     /// made still, or has got its record.
     fn orphans(&self, listed: Vec<u64>) -> Result<Vec<u64>, Error> {
-        let making: BTreeSet<u64> = self.making.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let making: BTreeSet<u64> = locked(&self.making).clone();
         let there = self.store.ids()?;
         Ok(listed.into_iter().filter(|id| !making.contains(id) && !there.contains(id)).collect())
     }

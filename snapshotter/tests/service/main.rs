@@ -2,5 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod cleanup;
 mod crash;
+mod files;
+mod lazy;
+mod life;
+mod metadata;
+mod owners;
 mod support;

@@ -1,0 +1,316 @@
+//! lazo images: blobs that are never fetched, bootstraps that stand for images, containers over their mounts.
+
+use std::fs;
+use std::os::unix::fs::chown;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::json;
+use tonic::{Code, Status};
+
+use crate::support::{Calls, Daemon, Labels, Mounted, Scratch, Served, read, refused, write};
+
+const REF: &str = "containerd.io/snapshot.ref";
+const BLOB: &str = "containerd.io/snapshot/lazo.blob";
+const BOOTSTRAP: &str = "containerd.io/snapshot/lazo.bootstrap";
+const IMAGE: (&str, &str) = ("containerd.io/snapshot/cri.image-ref", "registry.example/app:1");
+const MANIFEST: (&str, &str) = ("containerd.io/snapshot/cri.manifest-digest", "sha256:beef");
+
+/// A service whose daemon has an image with one file.
+async fn start() -> (Served, Daemon) {
+    let scratch = Arc::new(Scratch::new());
+    let image = scratch.work("image");
+    write(&image, "file", "from the image");
+    chown(&image, Some(11), Some(12)).unwrap();
+    let daemon = Daemon::start(&scratch.run(), &image);
+    (Served::on(scratch).await, daemon)
+}
+
+async fn blob(calls: &Calls, namespace: &str, number: usize, parent: &str) -> Result<String, Status> {
+    let (target, digest) = (format!("sha256:chain{number}"), format!("sha256:blob{number}"));
+    let labels: Labels<'_> = &[(REF, &target), (BLOB, &digest), IMAGE, MANIFEST];
+    calls.prepare(&format!("{namespace}/{number}/extract-1 {target}"), parent, labels).await.map(|_| target)
+}
+
+/// As containerd does it: two blobs, then the bootstrap. Gives the bootstrap's name.
+async fn pull(calls: &Calls, scratch: &Scratch, namespace: &str) -> String {
+    refused(blob(calls, namespace, 1, "").await, Code::AlreadyExists);
+    refused(blob(calls, namespace, 2, "sha256:chain1").await, Code::AlreadyExists);
+    let name = format!("{namespace}/4/sha256:top");
+    bootstrap(calls, scratch, &name, "sha256:chain2", true).await.unwrap();
+    name
+}
+
+async fn bootstrap(calls: &Calls, scratch: &Scratch, name: &str, parent: &str, whole: bool) -> Result<(), Status> {
+    let labels: Labels<'_> = &[(REF, "sha256:top"), (BOOTSTRAP, "v1"), IMAGE, MANIFEST];
+    let key = format!("{name}-extract");
+    let mounts = calls.prepare(&key, parent, labels).await?;
+    assert_eq!((mounts.len(), mounts[0].r#type.as_str()), (1, "bind"), "unpacked by itself");
+    let mounted = Mounted::new(&mounts, &scratch.work("extract"));
+    fs::create_dir(mounted.path().join("image")).unwrap();
+    write(mounted.path(), "image/bootstrap", "b");
+    if whole {
+        write(mounted.path(), "image/index", "i");
+    }
+    drop(mounted);
+    calls.commit(name, &key, labels).await
+}
+
+#[tokio::test]
+async fn blobs_are_there_at_once() {
+    let (served, daemon) = start().await;
+    let calls = served.calls();
+    let message = refused(blob(&calls, "default", 1, "").await, Code::AlreadyExists);
+    assert!(message.contains("sha256:chain1"), "{message}");
+    // The look that containerd takes then.
+    let found = calls.list(&[r#"labels."containerd.io/snapshot.ref"==sha256:chain1,parent=="""#]).await.unwrap();
+    let info = &found["sha256:chain1"];
+    assert_eq!((info.kind, info.labels[BLOB].as_str(), info.labels[IMAGE.0].as_str()), (3, "sha256:blob1", IMAGE.1));
+    assert_eq!(daemon.wait("POST /v1/warm", 1).await[0], json!({"image": IMAGE.1}));
+    assert_eq!(calls.usage("sha256:chain1").await.unwrap(), (0, 0));
+    assert_eq!(served.scratch.directories(), Vec::<u64>::new());
+    // The same in another namespace, and above it.
+    refused(blob(&calls, "k8s.io", 1, "").await, Code::AlreadyExists);
+    refused(blob(&calls, "k8s.io", 2, "sha256:chain1").await, Code::AlreadyExists);
+    assert_eq!(calls.names(&[]).await, ["sha256:chain1", "sha256:chain2"]);
+    let parent = r#"labels."containerd.io/snapshot.ref"==sha256:chain2,parent=="sha256:chain1""#;
+    assert_eq!(calls.names(&[parent]).await, ["sha256:chain2"]);
+    // Whoever takes the label away cannot keep others from pulling.
+    calls.update("sha256:chain2", &[], &["labels"]).await.unwrap();
+    refused(blob(&calls, "k8s.io", 2, "sha256:chain1").await, Code::AlreadyExists);
+    assert_eq!(calls.names(&[parent]).await, ["sha256:chain2"]);
+}
+
+#[tokio::test]
+async fn pulls_at_the_same_time() {
+    let (served, _daemon) = start().await;
+    let calls = served.calls();
+    let pulls = (0..8).map(|pull| {
+        let calls = calls.clone();
+        tokio::spawn(async move {
+            let namespace = format!("ns{pull}");
+            for number in 1..=10 {
+                let parent = if number == 1 { String::new() } else { format!("sha256:chain{}", number - 1) };
+                refused(blob(&calls, &namespace, number, &parent).await, Code::AlreadyExists);
+            }
+        })
+    });
+    for pull in pulls.collect::<Vec<_>>() {
+        pull.await.unwrap();
+    }
+    assert_eq!(calls.names(&[]).await.len(), 10);
+}
+
+#[tokio::test]
+async fn containers_share_the_image() {
+    let (served, daemon) = start().await;
+    let (calls, scratch) = (served.calls(), &served.scratch);
+    let top = pull(&calls, scratch, "default").await;
+    let asked = daemon.wait("POST /v1/mounts", 1).await;
+    let point = scratch.run().join("containerd/3");
+    let files = fs::canonicalize(scratch.state()).unwrap().join("3/fs/image");
+    assert_eq!(asked[0]["image"], json!(IMAGE.1), "mounted before there is a container");
+    assert_eq!((&asked[0]["mount_point"], &asked[0]["files"]), (&json!(point), &json!(files)));
+
+    let first = calls.prepare("default/5/one", &top, &[]).await.unwrap();
+    let second = calls.prepare("default/6/two", &top, &[]).await.unwrap();
+    assert_eq!(first[0].r#type, "overlay");
+    let first = Mounted::new(&first, &scratch.work("first"));
+    let second = Mounted::new(&second, &scratch.work("second"));
+    assert_eq!(read(first.path(), "file"), "from the image");
+    assert!(!first.path().join("image").exists(), "the bootstrap's own files are not to be seen");
+    write(first.path(), "file", "changed");
+    fs::remove_file(second.path().join("file")).unwrap();
+    assert_eq!(read(first.path(), "file"), "changed");
+    use std::os::unix::fs::MetadataExt as _;
+    let root = fs::metadata(first.path()).unwrap();
+    assert_eq!((root.uid(), root.gid()), (11, 12), "the image's owner");
+    assert_eq!(daemon.mounts(), [point]);
+
+    let view = calls.view("default/7/view", &top, &[]).await.unwrap();
+    assert_eq!(view[0].r#type, "bind");
+    let view = Mounted::new(&view, &scratch.work("view"));
+    assert_eq!(read(view.path(), "file"), "from the image");
+    assert!(fs::write(view.path().join("new"), "").is_err());
+    assert_eq!(calls.mounts("default/5/one").await.unwrap(), calls.mounts("default/5/one").await.unwrap());
+}
+
+#[tokio::test]
+async fn layers_above_an_image() {
+    let (served, _daemon) = start().await;
+    let (calls, scratch) = (served.calls(), &served.scratch);
+    let mut top = pull(&calls, scratch, "default").await;
+    for number in 0..120 {
+        let name = format!("layer-{number}");
+        calls
+            .layer(scratch, &name, &top, |path| {
+                write(path, &format!("file-{number}"), "");
+                write(path, "number", &number.to_string());
+            })
+            .await;
+        top = name;
+    }
+    let mounted = Mounted::new(&calls.prepare("container", &top, &[]).await.unwrap(), &scratch.work("container"));
+    assert_eq!(read(mounted.path(), "file"), "from the image");
+    assert_eq!(read(mounted.path(), "number"), "119");
+    assert_eq!(fs::read_dir(mounted.path()).unwrap().count(), 122);
+}
+
+#[tokio::test]
+async fn removal_gives_up_mounts_and_blobs() {
+    let (served, daemon) = start().await;
+    let (calls, scratch) = (served.calls(), &served.scratch);
+    let (first, second) = (pull(&calls, scratch, "a").await, pull(&calls, scratch, "b").await);
+    calls.prepare("a/9/c", &first, &[]).await.unwrap();
+    calls.prepare("b/9/c", &second, &[]).await.unwrap();
+    assert_eq!(daemon.mounts().len(), 2);
+    for key in ["a/9/c", first.as_str()] {
+        calls.remove(key).await.unwrap();
+    }
+    calls.cleanup().await.unwrap();
+    assert_eq!(daemon.mounts().len(), 1);
+    refused(calls.remove("sha256:chain2").await, Code::FailedPrecondition);
+    assert!(daemon.asked("POST /v1/cache/release").is_empty());
+    for key in ["b/9/c", second.as_str(), "sha256:chain2", "sha256:chain1"] {
+        calls.remove(key).await.unwrap();
+    }
+    calls.cleanup().await.unwrap();
+    assert_eq!(daemon.mounts(), Vec::<std::path::PathBuf>::new());
+    let released: Vec<_> = daemon
+        .asked("POST /v1/cache/release")
+        .iter()
+        .flat_map(|ask| ask["blobs"].as_array().unwrap().clone())
+        .collect();
+    assert_eq!(released.len(), 2);
+    assert!(released.contains(&json!("sha256:blob1")) && released.contains(&json!("sha256:blob2")), "{released:?}");
+    assert_eq!(fs::read_dir(scratch.run().join("containerd")).unwrap().count(), 0);
+    assert_eq!(scratch.directories(), Vec::<u64>::new());
+}
+
+#[tokio::test]
+async fn what_cannot_be_mounted_leaves_nothing() {
+    let (served, daemon) = start().await;
+    let (calls, scratch) = (served.calls(), &served.scratch);
+    let top = pull(&calls, scratch, "default").await;
+    calls.prepare("before", &top, &[]).await.unwrap();
+    let there = (calls.names(&[]).await, scratch.directories());
+    for (status, kind, code) in [(502, "image", Code::FailedPrecondition), (500, "internal", Code::Internal)] {
+        daemon.refuse(Some((status, kind, "the index: wrong digest")));
+        for result in
+            [calls.prepare("new", &top, &[]).await, calls.view("new", &top, &[]).await, calls.mounts("before").await]
+        {
+            let message = refused(result, code);
+            assert!(
+                message.contains("registry.example/app:1") && message.contains("the index: wrong digest"),
+                "{message}"
+            );
+        }
+        assert_eq!((calls.names(&[]).await, scratch.directories()), there);
+    }
+    daemon.refuse(None);
+    calls.prepare("new", &top, &[]).await.unwrap();
+}
+
+#[tokio::test]
+async fn without_a_daemon() {
+    let (served, daemon) = start().await;
+    let (calls, scratch) = (served.calls(), &served.scratch);
+    let top = pull(&calls, scratch, "default").await;
+    daemon.wait("POST /v1/mounts", 1).await;
+    drop(daemon);
+    fs::remove_file(scratch.run().join("lazo.sock")).unwrap();
+    let message = refused(calls.prepare("container", &top, &[]).await, Code::Unavailable);
+    assert!(message.contains("lazo daemon"), "{message}");
+    refused(calls.stat("container").await, Code::NotFound);
+    // All else goes on.
+    calls.prepare("ordinary", "", &[]).await.unwrap();
+    calls.remove(&top).await.unwrap();
+    calls.cleanup().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_bootstrap_that_goes_while_it_is_mounted() {
+    let (served, daemon) = start().await;
+    let (calls, scratch) = (served.calls(), &served.scratch);
+    daemon.hold(true);
+    let top = pull(&calls, scratch, "default").await;
+    daemon.wait("POST /v1/mounts", 1).await;
+    let container = tokio::spawn({
+        let (calls, top) = (calls.clone(), top.clone());
+        async move { calls.prepare("container", &top, &[]).await }
+    });
+    daemon.wait("POST /v1/mounts", 2).await;
+    // A slow mount holds up nobody else.
+    calls.prepare("ordinary", "", &[]).await.unwrap();
+    calls.remove(&top).await.unwrap();
+    calls.cleanup().await.unwrap();
+    daemon.hold(false);
+    refused(container.await.unwrap(), Code::NotFound);
+    // By the removal, the preparation, and the mount that was made ahead of it.
+    daemon.wait_for_none(3).await;
+    assert_eq!(calls.names(&[]).await, ["ordinary", "sha256:chain1", "sha256:chain2"]);
+}
+
+#[tokio::test]
+async fn what_is_no_image_of_ours() {
+    let (served, daemon) = start().await;
+    let (calls, scratch) = (served.calls(), &served.scratch);
+    // Nobody says which image.
+    let labels: Labels<'_> = &[(REF, "sha256:x"), (BLOB, "sha256:y")];
+    let message = refused(calls.prepare("key", "", labels).await, Code::FailedPrecondition);
+    assert!(message.contains("lazo pull") && message.contains("disable_snapshot_annotations"), "{message}");
+    let labels: Labels<'_> = &[(REF, "sha256:x"), (BOOTSTRAP, "v1")];
+    refused(calls.prepare("key", "", labels).await, Code::FailedPrecondition);
+    // A blob that is not being unpacked.
+    refused(calls.prepare("key", "", &[(BLOB, "sha256:y"), IMAGE]).await, Code::InvalidArgument);
+    // Blobs and bootstraps over something else.
+    calls.layer(scratch, "plain", "", |_| {}).await;
+    let message = refused(blob(&calls, "default", 1, "plain").await, Code::InvalidArgument);
+    assert!(message.contains("above other blobs"), "{message}");
+    refused(bootstrap(&calls, scratch, "top", "plain", true).await, Code::InvalidArgument);
+    // A name that is another's.
+    refused(blob(&calls, "default", 1, "").await, Code::AlreadyExists);
+    let labels: Labels<'_> = &[(REF, "sha256:chain1"), (BLOB, "sha256:other"), IMAGE];
+    refused(calls.prepare("key", "", labels).await, Code::FailedPrecondition);
+    // Containers and layers over bare blobs, whatever else their labels say.
+    for labels in [&[] as Labels<'_>, &[(BOOTSTRAP, "v1"), IMAGE], &[(REF, "sha256:z")]] {
+        let message = refused(calls.prepare("key", "sha256:chain1", labels).await, Code::FailedPrecondition);
+        assert!(message.contains("bootstrap is missing"), "{message}");
+        refused(calls.view("key", "sha256:chain1", labels).await, Code::FailedPrecondition);
+    }
+    // A bootstrap without its files stays active.
+    let message = refused(bootstrap(&calls, scratch, "top", "sha256:chain1", false).await, Code::FailedPrecondition);
+    assert!(message.contains("image/index"), "{message}");
+    assert_eq!(calls.names(&[]).await, ["plain", "sha256:chain1", "top-extract"]);
+    assert!(daemon.asked("POST /v1/mounts").is_empty());
+}
+
+#[tokio::test]
+async fn labels_do_not_change_what_a_snapshot_is() {
+    let (served, _daemon) = start().await;
+    let (calls, scratch) = (served.calls(), &served.scratch);
+    let top = pull(&calls, scratch, "default").await;
+    calls.layer(scratch, "plain", "", |path| write(path, "file", "plain")).await;
+    calls.update(&top, &[], &["labels"]).await.unwrap();
+    calls.update("plain", &[(REF, "r"), (BLOB, "b"), (BOOTSTRAP, "v1"), IMAGE], &["labels"]).await.unwrap();
+    let see = async |key: &str, parent: &str| {
+        let mounts = calls.prepare(key, parent, &[]).await.unwrap();
+        read(Mounted::new(&mounts, &scratch.work("see")).path(), "file")
+    };
+    assert_eq!(see("one", &top).await, "from the image");
+    assert_eq!(see("two", "plain").await, "plain");
+}
+
+#[tokio::test]
+async fn another_run_directory() {
+    let (served, daemon) = start().await;
+    let top = pull(&served.calls(), &served.scratch, "default").await;
+    daemon.wait("POST /v1/mounts", 1).await;
+    served.calls().prepare("one", &top, &[]).await.unwrap();
+    let link = served.scratch.state().join("3/image");
+    assert_eq!(fs::read_link(&link).unwrap(), served.scratch.run().join("containerd/3"));
+    fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(Path::new("/run/elsewhere/3"), &link).unwrap();
+    let mounts = served.calls().mounts("one").await.unwrap();
+    assert_eq!(read(Mounted::new(&mounts, &served.scratch.work("one")).path(), "file"), "from the image");
+}
