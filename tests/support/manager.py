@@ -1,6 +1,7 @@
 """Stands in for systemd: runs one service, keeps the files that it asks to have kept, and gives them to the next process.
 
-Usage: manager.py NOTIFY_SOCKET PROGRAM ARGUMENT...
+Usage: manager.py [--listen NAME=PATH] NOTIFY_SOCKET PROGRAM ARGUMENT...
+With --listen, one of the files is a socket that it listens at, as of a socket unit.
 Commands on standard input, each answered by a line: `start` (when it is ready), `term` and `kill` (when it has ended), `names`.
 """
 
@@ -16,10 +17,17 @@ FIRST_FILE = 3
 
 
 def main():
-    path, command = sys.argv[1], sys.argv[2:]
+    arguments, kept = sys.argv[1:], {}
+    if arguments[0] == "--listen":
+        name, _, place = arguments[1].partition("=")
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(place)
+        listener.listen()
+        kept[name], arguments = [listener.detach()], arguments[2:]
+    path, command = arguments[0], arguments[1:]
     notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     notify.bind(path)
-    kept, child, ready = {}, None, False
+    child = None
 
     def receive():
         data, control, _, _ = notify.recvmsg(65536, socket.CMSG_SPACE(64 * 4))
