@@ -9,6 +9,8 @@ mod faults;
 #[expect(dead_code, reason = "the tests use all of it")]
 #[path = "../tests/support/random.rs"]
 mod random;
+#[path = "rig/snapshot.rs"]
+mod snapshot;
 
 use std::{
     collections::BTreeMap,
@@ -26,7 +28,8 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, statat};
 use serde_json::{Value, json};
 
 const USAGE: &str = "rig stat DIR | read DIR | random DIR READERS READS | mount LAZO IMAGE DIR [OPTION...] \
-                     | unpack LAYOUT TAG DIR | erofs DIR MOUNTPOINT | proxy ADDRESS UPSTREAM";
+                     | unpack LAYOUT TAG DIR | erofs DIR MOUNTPOINT | proxy ADDRESS UPSTREAM \
+                     | snapshot CONTAINERD NAMESPACE SNAPSHOTTER PARENT KEY DIR";
 /// What `read` asks for at once: as coreutils' cat and GNU tar do, roughly.
 const READ_SIZE: usize = 128 << 10;
 
@@ -42,6 +45,9 @@ fn main() -> Result<()> {
         ["unpack", layout, tag, dir] => unpack(Path::new(layout), tag, Path::new(dir))?,
         ["erofs", dir, at] => return erofs(Path::new(dir), Path::new(at)),
         ["proxy", address, upstream] => return proxy(address, upstream),
+        ["snapshot", socket, namespace, snapshotter, parent, key, dir] => {
+            snapshot::create(socket, namespace, snapshotter, parent, key, Path::new(dir))?
+        }
         _ => bail!("usage: {USAGE}"),
     };
     result["seconds"] = start.elapsed().as_secs_f64().into();

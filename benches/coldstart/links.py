@@ -1,0 +1,134 @@
+"""The registry, and what lies between it and the node.
+
+The rig's own network namespace is the node; the registry is in another one at the end of a veth pair, or beside the node on its
+loopback. Neither namespace has a way to anywhere else.
+"""
+
+import re
+import socket
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import place  # noqa: F401
+from fixtures import Proxy
+
+# For benchmarks (RFC 2544), so that nothing real has it.
+RANGE, NODE, REGISTRY = "198.18.0.0/15", "198.18.77.1", "198.18.77.2"
+PORT, START_LIMIT = 5000, 20
+REQUEST = re.compile(rb'"(GET|HEAD|POST) (\S+) HTTP/1\.\d" (\d{3}) (\d+)')
+
+
+@dataclass(frozen=True)
+class Speed:
+    """`megabits` per second, each answer `latency` milliseconds late; 0: loopback, nothing in between."""
+
+    megabits: int
+    latency: int
+
+    @classmethod
+    def parse(cls, text: str):
+        """MEGABITSxMILLISECONDS or loopback."""
+        if text == "loopback":
+            return cls(0, 0)
+        megabits, latency = text.split("x")
+        return cls(int(megabits), int(latency))
+
+    def __str__(self):
+        return f"{self.megabits} Mbit/s + {self.latency} ms" if self.megabits else "loopback"
+
+
+class Link:
+    """docker-registry with what is below `storage`, for as long as `with` lasts. `host` is how the node reaches it, `push` how the
+    rig does, past the link."""
+
+    def __init__(self, speed: Speed, storage: Path, logs: Path):
+        self.speed, self.storage, self.logs = speed, storage, logs
+        self.proxy = self.holder = None
+        self.inside = []
+
+    def __enter__(self):
+        self.storage.mkdir(parents=True, exist_ok=True)
+        self.logs.mkdir(parents=True, exist_ok=True)
+        ip("link", "set", "lo", "up")
+        if self.speed.megabits:
+            self.wire()
+        self.start_registry()
+        self.host = self.push = f"127.0.0.1:{PORT}"
+        if self.speed.megabits:
+            self.proxy = Proxy(self.push, self.speed.latency, REGISTRY)
+            self.proxy.command = [*self.inside, *self.proxy.command]
+            self.proxy.__enter__()
+            self.host = self.proxy.host
+        return self
+
+    def wire(self):
+        self.holder = subprocess.Popen(["unshare", "--net", "sh", "-c", "echo && exec sleep infinity"], stdout=subprocess.PIPE)
+        self.holder.stdout.readline()
+        self.inside = ["nsenter", f"--net=/proc/{self.holder.pid}/ns/net"]
+        ip("route", "replace", "unreachable", RANGE)
+        ip("link", "add", "node", "type", "veth", "peer", "name", "registry", "netns", str(self.holder.pid))
+        ip("address", "add", f"{NODE}/30", "dev", "node")
+        ip("link", "set", "node", "up")
+        self.run("ip", "address", "add", f"{REGISTRY}/30", "dev", "registry")
+        self.run("ip", "link", "set", "registry", "up")
+        self.run("ip", "link", "set", "lo", "up")
+        # Both ways; a queue of 100 ms, and a burst of a few of the kernel's large segments.
+        shape = ["root", "tbf", "rate", f"{self.speed.megabits}mbit", "burst", "256kb", "latency", "100ms"]
+        self.run("tc", "qdisc", "add", "dev", "registry", *shape)
+        subprocess.run(["tc", "qdisc", "add", "dev", "node", *shape], check=True)
+
+    def run(self, *command):
+        """Where the registry is."""
+        subprocess.run([*self.inside, *map(str, command)], check=True)
+
+    def start_registry(self):
+        config, self.log = self.logs / "registry.yml", self.logs / "registry-access.log"
+        config.write_text("version: 0.1\nlog: {level: error, accesslog: {disabled: false}}\n"
+                          f"storage: {{filesystem: {{rootdirectory: {self.storage}}}}}\nhttp: {{addr: '127.0.0.1:{PORT}'}}\n")
+        with open(self.log, "wb") as log:
+            command = [*self.inside, "docker-registry", "serve", config]
+            self.registry = subprocess.Popen(command, stdout=log, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + START_LIMIT
+        probe = [*self.inside, "bash", "-c", f"exec 3<>/dev/tcp/127.0.0.1/{PORT}"]
+        while subprocess.run(probe, stderr=subprocess.DEVNULL, check=False).returncode:
+            if time.monotonic() > deadline or self.registry.poll() is not None:
+                raise TimeoutError("docker-registry does not start")
+            time.sleep(0.05)
+
+    def mark(self):
+        """`traffic` counts from here."""
+        if self.proxy:
+            self.proxy.log()
+        self.offset = self.log.stat().st_size
+
+    def traffic(self) -> dict:
+        """Requests since `mark`, and bytes of answers given to the node. On loopback, of requests that have been answered entirely."""
+        if self.proxy:
+            log = self.proxy.log()
+            return {"requests": len(log), "bytes": sum(request["bytes"] for request in log)}
+        with open(self.log, "rb") as log:
+            log.seek(self.offset)
+            found = REQUEST.findall(log.read())
+        return {"requests": len(found), "bytes": sum(int(size) for method, _, _, size in found if method == b"GET")}
+
+    def __exit__(self, *_):
+        if self.proxy:
+            self.proxy.__exit__()
+        self.registry.terminate()
+        self.registry.wait()
+        if self.holder:
+            self.holder.kill()
+            self.holder.wait()
+            subprocess.run(["ip", "link", "delete", "node"], stderr=subprocess.DEVNULL, check=False)
+
+
+def ip(*arguments):
+    subprocess.run(["ip", *arguments], check=True)
+
+
+def answers(port: int) -> bool:
+    """Whether something listens at a loopback port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
