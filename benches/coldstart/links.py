@@ -1,11 +1,11 @@
 """The registry, and what lies between it and the node.
 
 The rig's own network namespace is the node; the registry is in another one at the end of a veth pair, or beside the node on its
-loopback. Neither namespace has a way to anywhere else.
+loopback. Neither namespace has a way to anywhere else. The pair has loopback addresses, which are routed for once: to such a
+registry every client talks plain HTTP, without settings of its own for it. Those that talk HTTPS alone use another address.
 """
 
 import re
-import socket
 import subprocess
 import time
 from dataclasses import dataclass
@@ -13,9 +13,11 @@ from pathlib import Path
 
 import place  # noqa: F401
 from fixtures import Proxy
+from secure import Secure
 
-# For benchmarks (RFC 2544), so that nothing real has it.
-RANGE, NODE, REGISTRY = "198.18.0.0/15", "198.18.77.1", "198.18.77.2"
+NODE, REGISTRY = "127.77.0.1", "127.77.0.2"
+# For benchmarks (RFC 2544), so that nothing real has them: a client that knows HTTPS alone may think otherwise of loopback.
+SECURE_NODE, SECURE = "198.18.77.1", "198.18.77.2"
 PORT, START_LIMIT = 5000, 20
 REQUEST = re.compile(rb'"(GET|HEAD|POST) (\S+) HTTP/1\.\d" (\d{3}) (\d+)')
 
@@ -40,8 +42,8 @@ class Speed:
 
 
 class Link:
-    """docker-registry with what is below `storage`, for as long as `with` lasts. `host` is how the node reaches it, `push` how the
-    rig does, past the link."""
+    """docker-registry with what is below `storage`, for as long as `with` lasts. `host` is how the node reaches it, and `secure.host`
+    by HTTPS."""
 
     def __init__(self, speed: Speed, storage: Path, logs: Path):
         self.speed, self.storage, self.logs = speed, storage, logs
@@ -54,39 +56,47 @@ class Link:
         ip("link", "set", "lo", "up")
         if self.speed.megabits:
             self.wire()
+        else:
+            ip("address", "add", f"{SECURE}/32", "dev", "lo")
         self.start_registry()
-        self.host = self.push = f"127.0.0.1:{PORT}"
+        self.host = f"127.0.0.1:{PORT}"
         if self.speed.megabits:
-            self.proxy = Proxy(self.push, self.speed.latency, REGISTRY)
+            self.proxy = Proxy(self.host, self.speed.latency, REGISTRY)
             self.proxy.command = [*self.inside, *self.proxy.command]
             self.proxy.__enter__()
             self.host = self.proxy.host
+        self.secure = Secure(self.inside, SECURE, self.host, self.logs)
+        self.secure.__enter__()
         return self
+
+    def host_for(self, subject) -> str:
+        return self.secure.host if subject.tls else self.host
 
     def wire(self):
         self.holder = subprocess.Popen(["unshare", "--net", "sh", "-c", "echo && exec sleep infinity"], stdout=subprocess.PIPE)
         self.holder.stdout.readline()
         self.inside = ["nsenter", f"--net=/proc/{self.holder.pid}/ns/net"]
-        ip("route", "replace", "unreachable", RANGE)
         ip("link", "add", "node", "type", "veth", "peer", "name", "registry", "netns", str(self.holder.pid))
-        ip("address", "add", f"{NODE}/30", "dev", "node")
-        ip("link", "set", "node", "up")
-        self.run("ip", "address", "add", f"{REGISTRY}/30", "dev", "registry")
-        self.run("ip", "link", "set", "registry", "up")
-        self.run("ip", "link", "set", "lo", "up")
+        for prefix, device, addresses in (([], "node", (NODE, SECURE_NODE)), (self.inside, "registry", (REGISTRY, SECURE))):
+            self.attach(prefix, device, *addresses)
         # Both ways; a queue of 100 ms, and a burst of a few of the kernel's large segments.
         shape = ["root", "tbf", "rate", f"{self.speed.megabits}mbit", "burst", "256kb", "latency", "100ms"]
-        self.run("tc", "qdisc", "add", "dev", "registry", *shape)
-        subprocess.run(["tc", "qdisc", "add", "dev", "node", *shape], check=True)
+        for prefix, device in (([], "node"), (self.inside, "registry")):
+            subprocess.run([*prefix, "tc", "qdisc", "add", "dev", device, *shape], check=True)
 
-    def run(self, *command):
-        """Where the registry is."""
-        subprocess.run([*self.inside, *map(str, command)], check=True)
+    @staticmethod
+    def attach(prefix: list, device: str, address: str, secure: str):
+        """One end of the pair. Of the loopback range, its namespace keeps 127.0.0.1 alone to itself."""
+        for command in (f"ip link set lo up && ip link set {device} up",
+                        f"ip address add {address}/30 dev {device} && ip address add {secure}/30 dev {device}",
+                        f"echo 1 >/proc/sys/net/ipv4/conf/{device}/route_localnet",
+                        "ip route delete local 127.0.0.0/8 dev lo table local"):
+            subprocess.run([*prefix, "sh", "-c", command], check=True)
 
     def start_registry(self):
         config, self.log = self.logs / "registry.yml", self.logs / "registry-access.log"
         config.write_text("version: 0.1\nlog: {level: error, accesslog: {disabled: false}}\n"
-                          f"storage: {{filesystem: {{rootdirectory: {self.storage}}}}}\nhttp: {{addr: '127.0.0.1:{PORT}'}}\n")
+                          f"storage: {{filesystem: {{rootdirectory: {self.storage}}}}}\nhttp: {{addr: '127.0.0.1:{PORT}', relativeurls: true}}\n")
         with open(self.log, "wb") as log:
             command = [*self.inside, "docker-registry", "serve", config]
             self.registry = subprocess.Popen(command, stdout=log, stderr=subprocess.DEVNULL)
@@ -114,6 +124,7 @@ class Link:
         return {"requests": len(found), "bytes": sum(int(size) for method, _, _, size in found if method == b"GET")}
 
     def __exit__(self, *_):
+        self.secure.__exit__()
         if self.proxy:
             self.proxy.__exit__()
         self.registry.terminate()
@@ -122,13 +133,11 @@ class Link:
             self.holder.kill()
             self.holder.wait()
             subprocess.run(["ip", "link", "delete", "node"], stderr=subprocess.DEVNULL, check=False)
+            ip("route", "replace", "local", "127.0.0.0/8", "dev", "lo", "table", "local")
+        else:
+            ip("address", "delete", f"{SECURE}/32", "dev", "lo")
 
 
 def ip(*arguments):
     subprocess.run(["ip", *arguments], check=True)
 
-
-def answers(port: int) -> bool:
-    """Whether something listens at a loopback port."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -19,10 +19,10 @@ ACCEPT = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.dis
 
 
 def measure(subject: Subject, name: str, link, programs) -> dict:
-    image = f"{link.host}/{name}:{subject.tag()}"
+    image = f"{link.host_for(subject)}/{name}:{subject.tag()}"
     workload = WORKLOADS[name]
     parent = chain_id(link.host, name, subject.tag())
-    with Node(subject, programs, link.host) as node:
+    with Node(subject, programs, link) as node:
         link.mark()
         processes = {"containerd": [node.containerd], "daemons": node.daemons}
         before = {kind: sum(process.cpu() for process in these) for kind, these in processes.items()}

@@ -1,6 +1,5 @@
 """The node: a private containerd, and the daemons of the subject that is measured."""
 
-import contextlib
 import os
 import shutil
 import subprocess
@@ -32,12 +31,14 @@ PLUGIN = """[proxy_plugins.{name}]
 class Node:
     """Daemons with nothing in their directories, while `with` lasts. `programs`: containerd's directory, None: where the PATH says."""
 
-    def __init__(self, subject: Subject, programs=None, host=""):
+    def __init__(self, subject: Subject, programs, link):
         self.subject, self.programs = subject, programs
         self.logs = WORK / "logs" / subject.name
         self.socket = NODE / "run/containerd.sock"
-        self.words = {"lazo": LAZO, "containerd": self.socket, "namespace": NAMESPACE, "host": host, "ctr": self.program("ctr"),
+        self.words = {"lazo": LAZO, "containerd": self.socket, "namespace": NAMESPACE, "host": link.host_for(subject), "ctr": self.program("ctr"),
                       "state": NODE / "subject", "run": NODE / "run", "files": NODE / "files"}
+        search = f"{programs}:{os.environ['PATH']}" if programs else os.environ["PATH"]
+        self.environment = {"PATH": search, **({"SSL_CERT_FILE": str(link.secure.authority)} if subject.tls else {})}
         self.daemons = []
 
     def program(self, name: str) -> str:
@@ -57,7 +58,8 @@ class Node:
             for number, daemon in enumerate(self.subject.daemons):
                 command = [self.fill(word) for word in daemon["command"]]
                 ready = self.fill(daemon["ready"]) if "ready" in daemon else None
-                self.daemons.append(Process(command, self.logs / f"daemon-{number}.log", ready, daemon.get("environment")))
+                self.daemons.append(Process(command, self.logs / f"daemon-{number}.log", ready,
+                                            {**self.environment, **daemon.get("environment", {})}))
             self.containerd = self.start_containerd()
         except BaseException:
             self.stop()
@@ -70,9 +72,8 @@ class Node:
             config += PLUGIN.format(name=self.subject.snapshotter, socket=self.fill(self.subject.socket))
         path = NODE / "containerd.toml"
         path.write_text(config)
-        search = f"{self.programs}:{os.environ['PATH']}" if self.programs else os.environ["PATH"]
         command = [self.program("containerd"), "--config", path]
-        return Process(command, self.logs / "containerd.log", self.socket, {"PATH": search})
+        return Process(command, self.logs / "containerd.log", self.socket, self.environment)
 
     def fill(self, text: str, **words) -> str:
         """Puts in what `{name}` stands for; other braces stay."""
@@ -82,7 +83,8 @@ class Node:
 
     def run(self, command: list, **words) -> tuple:
         """A client's command; wall and CPU seconds."""
-        return client([self.fill(word, **words) for word in command], self.logs / "client.log", PULL_LIMIT)
+        return client([self.fill(word, **words) for word in command], self.logs / "client.log", PULL_LIMIT,
+                      self.environment)
 
     def ctr(self, *arguments) -> list:
         return [self.program("ctr"), "--address", str(self.socket), "--namespace", NAMESPACE, *map(str, arguments)]
@@ -122,11 +124,3 @@ def unmount(below: Path):
         for mount in reversed(mounts):
             subprocess.run(["umount", "-l", mount], stderr=subprocess.DEVNULL, check=False)
         time.sleep(0.05)
-
-
-@contextlib.contextmanager
-def settled(seconds: float):
-    """What is written in the background is not left to what is measured next."""
-    yield
-    os.sync()
-    time.sleep(seconds)

@@ -14,6 +14,8 @@ RESULTS = WORK / "results.json"
 PROGRAMS = Path(os.environ.get("LAZO_BENCH_BIN") or TARGET / "release")
 LAZO = PROGRAMS / "lazo"
 RIG = PROGRAMS / "examples/rig"
+# Programs of subjects that no package puts into the PATH.
+os.environ["PATH"] += f":{WORK / 'peers'}"
 
 for directory in (ROOT / "scripts", ROOT / "benches"):
     sys.path.insert(0, str(directory))

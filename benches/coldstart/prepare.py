@@ -1,5 +1,6 @@
 """Fills the registry: the images as they were built, and as each subject wants them. What is there already stays."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -26,7 +27,7 @@ def prepare(subjects: list, names: list, link, programs):
             RECORD.write_text(json.dumps(done, indent=1))
 
     for name in names:
-        once(name, stamp(recipe(name)), lambda name=name: push(name, link.push))
+        once(name, stamp(recipe(name)), lambda name=name: push(name, link.host))
     for subject in subjects:
         for name in names if subject.convert else []:
             key = hashlib.sha256(json.dumps([stamp(recipe(name)), subject.convert, subject.files, versions(subject)]).encode())
@@ -49,10 +50,12 @@ def versions(subject: Subject) -> list:
 
 def convert(name: str, subject: Subject, link, programs):
     print(f"converting {name} for {subject.name}", flush=True)
-    words = {"source": f"{link.push}/{name}:v1", "image": f"{link.push}/{name}:{subject.tag()}", "layout": IMAGES / name / "layout"}
+    host = link.host_for(subject)
+    words = {"source": f"{host}/{name}:v1", "image": f"{host}/{name}:{subject.tag()}", "layout": IMAGES / name / "layout"}
     if any("{hints}" in word for command in subject.convert for word in command):
         words["hints"] = hints.list_of(name)
     # What converts may want a containerd, but not the snapshotter that its result is for.
-    with Node(find("overlayfs"), programs, link.push) as node:
+    plain = dataclasses.replace(find("overlayfs"), name=f"convert-{subject.name}", tls=subject.tls, files=subject.files)
+    with Node(plain, programs, link) as node:
         for command in subject.convert:
             node.run(command, **words)

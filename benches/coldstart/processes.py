@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import signal
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -63,20 +65,17 @@ class Process:
             self.process.wait()
 
 
-def client(command: list, log: Path, limit: float) -> tuple:
+def client(command: list, log: Path, limit: float, environment: dict) -> tuple:
     """Runs a command to its end: wall seconds, CPU seconds of it and of its children."""
     start = time.perf_counter()
     with open(log, "ab") as out:
-        process = subprocess.Popen([str(word) for word in command], stdout=out, stderr=out, stdin=subprocess.DEVNULL)
-    timer = None
-    if limit:
-        import threading
-        timer = threading.Timer(limit, process.kill)
-        timer.start()
+        process = subprocess.Popen([str(word) for word in command], stdout=out, stderr=out, stdin=subprocess.DEVNULL,
+                                   env={**os.environ, **environment})
+    timer = threading.Timer(limit, os.kill, (process.pid, signal.SIGKILL))
+    timer.start()
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
-    if timer:
-        timer.cancel()
+    timer.cancel()
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}: exit code {process.returncode}, see {log}")

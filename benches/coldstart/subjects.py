@@ -8,6 +8,7 @@ Words in braces are filled in: `{lazo}` (the program), `{ctr}`, `{containerd}` (
     snapshotter = "its name in containerd"
     socket = "{run}/its.sock"       # unless it is a part of containerd
     suffix = "-its"                 # of converted images' tags; without it, images are taken as they were built
+    tls = true                      # it talks HTTPS alone; its daemons and commands find the certificate by SSL_CERT_FILE
     tools = ["program", ...]        # without which it cannot be measured
     convert = [[command], ...]      # once an image, not timed; a containerd with overlayfs runs
     pull = [command]                # timed
@@ -35,6 +36,7 @@ class Subject:
     pull: list
     socket: str = ""
     suffix: str = ""
+    tls: bool = False
     tools: list = field(default_factory=list)
     convert: list = field(default_factory=list)
     daemons: list = field(default_factory=list)
