@@ -6,6 +6,7 @@ import (
 	"context"
 	"log"
 	"net"
+	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -32,7 +33,8 @@ func main() {
 }
 
 func serve(socket, root string) error {
-	registries := docker.ConfigureDefaultRegistries(docker.WithPlainHTTP(docker.MatchLocalhost))
+	client := &http.Client{Transport: http.DefaultTransport}
+	registries := docker.ConfigureDefaultRegistries(docker.WithClient(client), docker.WithPlainHTTP(docker.MatchLocalhost))
 	hosts := func(image reference.Spec) ([]docker.RegistryHost, error) { return registries(image.Hostname()) }
 	lazy, err := fs.NewFilesystem(filepath.Join(root, "stargz"), config.Config{}, fs.WithGetSources(source.FromDefaultLabels(hosts)))
 	if err != nil {
