@@ -5,6 +5,7 @@ loopback. Neither namespace has a way to anywhere else. The pair has loopback ad
 registry every client talks plain HTTP, without settings of its own for it. Those that talk HTTPS alone use another address.
 """
 
+import json
 import re
 import subprocess
 import time
@@ -113,10 +114,12 @@ class Link:
             self.proxy.log()
         self.offset = self.log.stat().st_size
 
-    def traffic(self) -> dict:
-        """Requests since `mark`, and bytes of answers given to the node. On loopback, of requests that have been answered entirely."""
+    def traffic(self, record: Path) -> dict:
+        """Requests since `mark`, and bytes of answers given to the node. On loopback, of requests that have been answered entirely.
+        `record`: where each is told of, unless it is loopback."""
         if self.proxy:
             log = self.proxy.log()
+            record.write_text("".join(json.dumps(request) + "\n" for request in log))
             return {"requests": len(log), "bytes": sum(request["bytes"] for request in log)}
         with open(self.log, "rb") as log:
             log.seek(self.offset)

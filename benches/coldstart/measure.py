@@ -22,7 +22,7 @@ def measure(subject: Subject, name: str, link, programs) -> dict:
     image = f"{link.host_for(subject)}/{name}:{subject.tag()}"
     workload = WORKLOADS[name]
     parent = chain_id(link.host, name, subject.tag())
-    with Node(subject, programs, link) as node:
+    with Node(subject, programs, link, name) as node:
         link.mark()
         processes = {"containerd": [node.containerd], "daemons": node.daemons}
         before = {kind: sum(process.cpu() for process in these) for kind, these in processes.items()}
@@ -34,7 +34,7 @@ def measure(subject: Subject, name: str, link, programs) -> dict:
             run = container.wait(workload.ready)
             ready = time.perf_counter() - start
             cpu = {kind: sum(process.cpu() for process in these) - before[kind] for kind, these in processes.items()}
-            result = {"pull": pull, "create": created, "run": run, "ready": ready, **link.traffic(),
+            result = {"pull": pull, "create": created, "run": run, "ready": ready, **link.traffic(node.logs / "requests.jsonl"),
                       "cpu": pull_cpu + sum(cpu.values()), "daemon_cpu": cpu["daemons"],
                       "daemon_rss": sum(process.memory() for process in node.daemons),
                       "daemon_peak": sum(process.memory("VmHWM") for process in node.daemons)}

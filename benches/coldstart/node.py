@@ -29,11 +29,12 @@ PLUGIN = """[proxy_plugins.{name}]
 
 
 class Node:
-    """Daemons with nothing in their directories, while `with` lasts. `programs`: containerd's directory, None: where the PATH says."""
+    """Daemons with nothing in their directories, while `with` lasts. `programs`: containerd's directory, None: where the PATH says.
+    `purpose` names the directory of its logs."""
 
-    def __init__(self, subject: Subject, programs, link):
+    def __init__(self, subject: Subject, programs, link, purpose: str):
         self.subject, self.programs = subject, programs
-        self.logs = WORK / "logs" / subject.name
+        self.logs = WORK / "logs" / subject.name / purpose
         self.socket = NODE / "run/containerd.sock"
         self.words = {"lazo": LAZO, "containerd": self.socket, "namespace": NAMESPACE, "host": link.host_for(subject), "ctr": self.program("ctr"),
                       "state": NODE / "subject", "run": NODE / "run", "files": NODE / "files"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import hints
 from images import IMAGES, TAG, recipe, stamp
 from node import Node
-from place import WORK
+from place import LAZO, WORK
 from subjects import Subject, find
 
 RECORD = WORK / "prepared.json"
@@ -30,7 +30,7 @@ def prepare(subjects: list, names: list, link, programs):
         once(name, stamp(recipe(name)), lambda name=name: push(name, link.host))
     for subject in subjects:
         for name in names if subject.convert else []:
-            key = hashlib.sha256(json.dumps([stamp(recipe(name)), subject.convert, subject.files, versions(subject)]).encode())
+            key = hashlib.sha256(json.dumps([stamp(recipe(name)), subject.convert, versions(subject)]).encode())
             # Subjects may share what is converted.
             what = f"{name}:{subject.tag()} {hashlib.sha256(json.dumps(subject.convert).encode()).hexdigest()[:8]}"
             once(what, key.hexdigest(), lambda name=name, subject=subject: convert(name, subject, link, programs))
@@ -44,7 +44,7 @@ def push(name: str, host: str):
 def versions(subject: Subject) -> list:
     """Something that changes with the programs that convert."""
     paths = sorted({command[0] for command in subject.convert} | set(subject.tools))
-    found = [shutil.which(path.replace("{lazo}", str(WORK.parent / "release/lazo"))) for path in paths]
+    found = [shutil.which(path.replace("{lazo}", str(LAZO))) for path in paths]
     return [[path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns] for path in found if path]
 
 
@@ -55,7 +55,7 @@ def convert(name: str, subject: Subject, link, programs):
     if any("{hints}" in word for command in subject.convert for word in command):
         words["hints"] = hints.list_of(name)
     # What converts may want a containerd, but not the snapshotter that its result is for.
-    plain = dataclasses.replace(find("overlayfs"), name=f"convert-{subject.name}", tls=subject.tls, files=subject.files)
-    with Node(plain, programs, link) as node:
+    plain = dataclasses.replace(find("overlayfs"), name=subject.name, tls=subject.tls, files=subject.files)
+    with Node(plain, programs, link, f"convert-{name}") as node:
         for command in subject.convert:
             node.run(command, **words)
