@@ -1,11 +1,13 @@
 # One entry point; CI calls the same targets. As root: tests and demo mount file systems.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench fuzz install-deps corpus
+.PHONY: help build demo test lint bench coldstart fuzz install-deps corpus
 
 FUZZ_SECONDS ?= 60
 # `cargo test` arguments, such as TEST_ARGS='--test e2e lazy'
 TEST_ARGS ?= --workspace
+# Such as '--images nginx,node --subjects overlayfs,lazo,stargz --rounds 1'
+COLDSTART_ARGS ?=
 export PATH := $(PATH):$(HOME)/.cargo/bin
 
 help: ## this list
@@ -30,6 +32,9 @@ bench: install-deps ## the figures of docs/BENCHMARKS.md, measured on this machi
 	scripts/corpus large >/dev/null
 	cargo test --locked --release --test e2e -- --ignored
 	python3 benches/run.py
+
+coldstart: install-deps ## how soon containers start on an empty node, beside full pulls; COLDSTART_ARGS: see benches/coldstart/run.py
+	python3 benches/coldstart/run.py $(COLDSTART_ARGS)
 
 fuzz: ## every fuzz target for FUZZ_SECONDS (60) each
 	scripts/install-deps --fuzz
