@@ -10,7 +10,7 @@ use lazo_format::BlobIndex;
 use lazo_storage::PlainBlob;
 
 use rustix::io::Errno;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::image::{Image, Opened, Wanted};
 use super::state::{DataOptions, ImageRecord, MountRecord};
@@ -39,7 +39,8 @@ pub(super) struct Tables {
 
 /// A mount, or a place for one.
 pub(super) enum Mount {
-    Making,
+    /// Closed when it is known what has become of it.
+    Making(watch::Receiver<()>),
     Live(MountRecord),
     Ending(MountRecord),
 }
@@ -47,7 +48,7 @@ pub(super) enum Mount {
 impl Mount {
     pub(super) fn record(&self) -> Option<&MountRecord> {
         match self {
-            Self::Making => None,
+            Self::Making(_) => None,
             Self::Live(record) | Self::Ending(record) => Some(record),
         }
     }
@@ -65,14 +66,7 @@ impl Worker {
         pinned: Option<Wanted>,
     ) -> Result<MountInfo, ApiError> {
         let place = request.mount_point.clone();
-        {
-            let mut tables = self.tables();
-            if tables.mounts.contains_key(&place) {
-                let text = format!("cannot mount at {}: a lazo image is mounted there already", place.display());
-                return Err(ApiError::new(ErrorKind::Exists, text));
-            }
-            tables.mounts.insert(place.clone(), Mount::Making);
-        }
+        let making = self.reserve(&place).await?;
         let worker = Arc::clone(self);
         let (tell, told) = oneshot::channel();
         self.runtime.spawn(async move {
@@ -83,6 +77,7 @@ impl Worker {
                     Ok(record) => tables.mounts.insert(place.clone(), Mount::Live(record.clone())),
                     Err(_) => tables.mounts.remove(&place),
                 };
+                drop(making);
                 worker.count(&tables);
                 made.map(|record| mount_info(&record, tables.images.get(&record.slot)))
             };
@@ -94,6 +89,30 @@ impl Worker {
             }
         });
         told.await.unwrap_or_else(|error| Err(ApiError::of(ErrorKind::Internal, &error)))
+    }
+
+    /// Takes a place for a mount, until what it gives is dropped. That there is a mount already is said only when it can be used.
+    async fn reserve(&self, place: &Path) -> Result<watch::Sender<()>, ApiError> {
+        loop {
+            let mut other = {
+                let mut tables = self.tables();
+                match tables.mounts.get(place) {
+                    Some(Mount::Making(other)) => other.clone(),
+                    Some(_) => {
+                        let text =
+                            format!("cannot mount at {}: a lazo image is mounted there already", place.display());
+                        return Err(ApiError::new(ErrorKind::Exists, text));
+                    }
+                    None => {
+                        let (making, other) = watch::channel(());
+                        tables.mounts.insert(place.to_owned(), Mount::Making(other));
+                        return Ok(making);
+                    }
+                }
+            };
+            // Nothing is ever sent.
+            let _ = other.changed().await;
+        }
     }
 
     async fn make_reserved(
