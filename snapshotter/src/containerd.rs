@@ -24,7 +24,7 @@ use crate::proto::containerd::services::leases::v1 as leases;
 use crate::proto::containerd::services::leases::v1::leases_client::LeasesClient;
 use crate::proto::containerd::services::snapshots::v1::snapshots_client::SnapshotsClient;
 use crate::proto::containerd::services::snapshots::v1::{
-    CommitSnapshotRequest, PrepareSnapshotRequest, StatSnapshotRequest,
+    CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
 use crate::proto::containerd::types::{Descriptor, Mount};
 
@@ -256,10 +256,10 @@ impl Snapshots {
         }
     }
 
-    /// Keeps a snapshot under a name.
+    /// Keeps a snapshot under a name. If there is one of that name by now, it is removed instead.
     ///
     /// # Errors
-    /// As [`Self::prepare`]; there being one of that name is no error.
+    /// As [`Self::prepare`].
     pub async fn commit(&self, name: &str, key: &str, labels: &Labels) -> Result<(), ContainerdError> {
         let request = CommitSnapshotRequest {
             snapshotter: self.snapshotter.clone(),
@@ -269,8 +269,17 @@ impl Snapshots {
         };
         match self.client.clone().commit(request).await {
             Ok(_) => Ok(()),
-            Err(status) if status.code() == Code::AlreadyExists => Ok(()),
+            Err(status) if status.code() == Code::AlreadyExists => self.remove(key).await,
             Err(status) => Err(self.failed(&format!("cannot commit the snapshot {name}"), status)),
+        }
+    }
+
+    async fn remove(&self, key: &str) -> Result<(), ContainerdError> {
+        let request = RemoveSnapshotRequest { snapshotter: self.snapshotter.clone(), key: key.to_owned() };
+        match self.client.clone().remove(request).await {
+            Ok(_) => Ok(()),
+            Err(status) if status.code() == Code::NotFound => Ok(()),
+            Err(status) => Err(self.failed(&format!("cannot remove the snapshot {key}"), status)),
         }
     }
 

@@ -119,6 +119,8 @@ pub struct Pulled {
     pub digest: String,
     /// Digest of the manifest of the platform.
     pub manifest: String,
+    /// Name of the topmost layer's snapshot, which containers are made of.
+    pub snapshot: String,
     /// Layers, lowest first.
     pub layers: Vec<PulledLayer>,
     /// Bytes of layers that were fetched.
@@ -182,7 +184,7 @@ pub async fn pull(
     if let Err(error) = lease.end(brought.is_err()).await {
         tracing::warn!(error = &error as &dyn std::error::Error, "the lease of a pull stays until it expires");
     }
-    let layers = brought?;
+    let (snapshot, layers) = brought?;
     let fetched = layers.iter().filter(|layer| layer.state == LayerState::Fetched);
     Ok(Pulled {
         image: image.name.clone(),
@@ -190,6 +192,7 @@ pub async fn pull(
         snapshotter: options.snapshotter.clone(),
         digest: image.target().digest().to_string(),
         manifest: image.manifest.descriptor.digest().to_string(),
+        snapshot,
         fetched_bytes: fetched.map(|layer| layer.size).sum(),
         layers,
         seconds: begin.elapsed().as_secs_f64(),
@@ -202,24 +205,24 @@ async fn bring(
     image: &Image,
     options: &PullOptions,
     progress: &dyn Progress,
-) -> Result<Vec<PulledLayer>, PullError> {
+) -> Result<(String, Vec<PulledLayer>), PullError> {
     let store = Store::new(lease, image, progress);
     let unpacking = Unpacking::default();
     let (first, needed) = oneshot::channel();
     let unpacked = async {
-        let config = image.config(&options.platform).await?;
+        let mut config = image.config(&options.platform).await?;
         let unpacker = Unpacker::new(lease, image, &config, &options.snapshotter, progress);
         let (states, ()) =
             futures_util::try_join!(unpacker.unpack(&unpacking, first), store.documents(&config.document))?;
         store.keep_snapshot(&config, &options.snapshotter).await?;
-        Ok::<_, PullError>(states)
+        Ok::<_, PullError>((states, config.chain_ids.pop().unwrap_or_default()))
     };
-    let (states, ()) = futures_util::try_join!(unpacked, store.layers(needed, &unpacking))?;
+    let ((states, snapshot), ()) = futures_util::try_join!(unpacked, store.layers(needed, &unpacking))?;
     lease.containerd().name_image(&image.name, store::descriptor(image.target())).await?;
     let layers = image.layers.iter().zip(states).map(|(layer, state)| PulledLayer {
         digest: layer.descriptor.digest().to_string(),
         size: layer.descriptor.size(),
         state,
     });
-    Ok(layers.collect())
+    Ok((snapshot, layers.collect()))
 }
