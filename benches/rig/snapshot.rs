@@ -13,7 +13,14 @@ use tonic::{Request, transport::Endpoint};
 
 /// Prepares the snapshot `key` over `parent` through the containerd at `socket`, and mounts it at `place`. `create` in the result:
 /// the seconds from the request to the last mount; the connection is there before, as it is in a kubelet.
-pub(crate) fn create(socket: &str, namespace: &str, snapshotter: &str, parent: &str, key: &str, place: &Path) -> Result<Value> {
+pub(crate) fn create(
+    socket: &str,
+    namespace: &str,
+    snapshotter: &str,
+    parent: &str,
+    key: &str,
+    place: &Path,
+) -> Result<Value> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let channel = Endpoint::try_from(format!("unix:{socket}"))?.connect().await?;

@@ -2,6 +2,7 @@
 
 mod cache;
 mod check;
+mod containerd;
 mod convert;
 mod crash;
 mod daemon;

@@ -1,11 +1,13 @@
 //! What the end-to-end tests stand on: the binary, scratch directories, the corpus, and fixtures that clean up.
 
+pub(crate) mod containerd;
 pub(crate) mod crafted;
 pub(crate) mod erofs_mount;
 #[expect(dead_code, reason = "the benchmarks use the rest")]
 pub(crate) mod faults;
 pub(crate) mod layout;
 pub(crate) mod listing;
+pub(crate) mod manager;
 pub(crate) mod metrics;
 pub(crate) mod mounted;
 pub(crate) mod node;
