@@ -20,6 +20,8 @@ use regex::Regex;
 use self::scan::{Scanner, Token};
 
 mod scan;
+#[cfg(test)]
+mod tests;
 
 /// An expression cannot be understood.
 #[derive(Debug, thiserror::Error)]

@@ -134,12 +134,9 @@ impl Snapshots {
     ///
     /// # Errors
     /// When there is none of this name.
-    pub async fn stat(self: &Arc<Self>, name: String) -> Result<Info, Error> {
-        self.blocking(move |snapshots| {
-            let record = snapshots.store.get(&name)?.ok_or_else(|| Error::NotFound(name.clone()))?;
-            Ok(Info::of(&name, record))
-        })
-        .await
+    pub async fn stat(&self, name: String) -> Result<Info, Error> {
+        let record = self.store.get(&name)?.ok_or_else(|| Error::NotFound(name.clone()))?;
+        Ok(Info::of(&name, record))
     }
 
     /// Changes labels. `paths` are `labels` for all, or `labels.KEY` for one; without any, all are replaced. A label that is empty, or
@@ -223,6 +220,8 @@ impl Snapshots {
     }
 
     /// Runs what waits for the disk where that holds up nobody. It is not broken off when the caller goes away.
+    ///
+    /// Looking up a few records is not worth it: they come from memory, and do not wait for changes.
     async fn blocking<T: Send + 'static>(self: &Arc<Self>, work: impl FnOnce(&Self) -> T + Send + 'static) -> T {
         let snapshots = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || work(&snapshots)).await;

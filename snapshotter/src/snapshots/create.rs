@@ -72,17 +72,16 @@ impl Snapshots {
     /// # Errors
     /// When there is none of this key, it is committed, or the lazo image below cannot be mounted.
     pub async fn mounts(self: &Arc<Self>, key: String) -> Result<Vec<Mount>, Error> {
-        let found = self.blocking(move |snapshots| {
-            let mut chain = snapshots.store.chain(&key)?.into_iter();
-            let record = chain.next().ok_or_else(|| Error::NotFound(key.clone()))?;
-            if record.kind() == Kind::Committed {
-                return Err(Error::Committed(key));
-            }
-            let lower = lower_of(&key, &record, chain.as_slice())?;
-            Ok((record, lower))
-        });
-        let (record, lower) = found.await?;
+        let mut chain = self.store.chain(&key)?.into_iter();
+        let record = chain.next().ok_or_else(|| Error::NotFound(key.clone()))?;
+        if record.kind() == Kind::Committed {
+            return Err(Error::Committed(key));
+        }
+        let lower = lower_of(&key, &record, chain.as_slice())?;
         let image = self.mounted(record.id, &lower, record.owners.as_ref()).await?;
+        if image.is_none() {
+            return self.mounts_of(&record, &lower, image);
+        }
         self.blocking(move |snapshots| snapshots.mounts_of(&record, &lower, image)).await
     }
 
@@ -90,7 +89,7 @@ impl Snapshots {
         let snapshots = Arc::clone(self);
         // A task of its own, which nobody breaks off.
         let task = tokio::spawn(async move {
-            match snapshots.blocking(move |snapshots| snapshots.plan(kind, request)).await? {
+            match snapshots.plan(kind, request)? {
                 Plan::Blob(plan) => Err(snapshots.add_blob(*plan).await),
                 Plan::Ordinary(plan) => snapshots.make(*plan).await,
             }
