@@ -1,7 +1,7 @@
 # One entry point; CI calls the same targets. As root: tests and demo mount file systems.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench coldstart fuzz install-deps corpus
+.PHONY: help build demo test conformance lint bench coldstart fuzz install-deps corpus
 
 FUZZ_SECONDS ?= 60
 # `cargo test` arguments, such as TEST_ARGS='--test e2e lazy'
@@ -27,6 +27,10 @@ lint: install-deps ## rustfmt and clippy, warnings are errors; cargo-deny where 
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check bans licenses sources; fi
+
+conformance: ## containerd's own conformance suite for snapshotters; Debian's golang-go and golang-github-containerd-containerd-dev
+	cargo build --locked
+	tests/conformance/run target/debug/lazo
 
 bench: install-deps ## the figures of docs/BENCHMARKS.md, measured on this machine, on an image that is checked first
 	scripts/corpus large >/dev/null

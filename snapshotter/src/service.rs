@@ -140,7 +140,10 @@ fn answer<T>(call: &'static str, key: &str, result: Result<T, Error>) -> Result<
         let code = code(&error);
         let cause: &dyn std::error::Error = &error;
         match code {
-            Code::NotFound | Code::AlreadyExists => tracing::debug!(call, key, error = cause, "answered"),
+            // The caller's affair.
+            Code::NotFound | Code::AlreadyExists | Code::InvalidArgument => {
+                tracing::debug!(call, key, error = cause, "refused");
+            }
             _ => tracing::warn!(call, key, error = cause, "failed"),
         }
         Status::new(code, chain(&error))

@@ -61,7 +61,11 @@ impl Directories {
         let files = self.files(id);
         make(&self.root.join(id.to_string()), PRIVATE)?;
         make(&files, ROOT_MODE)?;
-        fs::set_permissions(&files, fs::Permissions::from_mode(ROOT_MODE)).map_err(file("set the mode of", &files))?;
+        if fs::metadata(&files).map_err(file("look at", &files))?.mode() & 0o777 != ROOT_MODE {
+            // Our umask takes something away.
+            let mode = fs::Permissions::from_mode(ROOT_MODE);
+            fs::set_permissions(&files, mode).map_err(file("set the mode of", &files))?;
+        }
         if writable {
             make(&self.work(id), WORK_MODE)?;
         }
