@@ -1,10 +1,12 @@
 //! containerd starts containers from lazo images and ordinary ones, by lazo's snapshotter.
 
 mod broken;
+mod cri;
 mod killed;
 mod many;
 mod outages;
 mod pull;
+mod sockets;
 
 use std::{fs, path::Path};
 
