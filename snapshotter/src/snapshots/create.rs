@@ -128,13 +128,8 @@ impl Snapshots {
         }
         record.owners = owners::from_labels(&record.labels)?;
         let lower = lower_of(&key, &record, &parents)?;
-        if lower.image.is_some() {
-            if is_remapped_copy(&key) {
-                return Err(Error::RemappedCopy(key));
-            }
-            if record.owners.is_some() && !lower.plain.is_empty() {
-                return Err(Error::Map("layers above a lazo image cannot have their owners shifted"));
-            }
+        if lower.image.is_some() && is_remapped_copy(&key) {
+            return Err(Error::RemappedCopy(key));
         }
         Ok(Plan::Ordinary(Box::new(Ordinary { key, record, lower, parent: top.map(|top| top.id) })))
     }
@@ -246,8 +241,9 @@ impl Snapshots {
         let writable = record.kind() == Kind::Active;
         let upper = writable.then(|| Upper { files: self.directories.files(id), work: self.directories.work(id) });
         let mut layers: Vec<PathBuf> = lower.plain.iter().map(|id| self.directories.files(*id)).collect();
-        // An image's mount has its owners shifted already.
-        let owners = record.owners.as_ref().filter(|_| image.is_none());
+        // An image's mount has its owners shifted already. Where there are layers above it too, containerd shifts those, by a clone of
+        // the file system that they are in; the link in there leads to the image's mount just the same.
+        let owners = record.owners.as_ref().filter(|_| image.is_none() || !lower.plain.is_empty());
         if let Some((base, mount)) = lower.image.as_ref().zip(image) {
             let holder = if record.owners.is_some() { id } else { base.id };
             layers.push(self.directories.link(holder, &mount)?);

@@ -17,7 +17,7 @@ const IMAGE: (&str, &str) = ("containerd.io/snapshot/cri.image-ref", "registry.e
 const MANIFEST: (&str, &str) = ("containerd.io/snapshot/cri.manifest-digest", "sha256:beef");
 
 /// A service whose daemon has an image with one file.
-async fn start() -> (Served, Daemon) {
+pub(crate) async fn start() -> (Served, Daemon) {
     let scratch = Arc::new(Scratch::new());
     let image = scratch.work("image");
     write(&image, "file", "from the image");
@@ -33,7 +33,7 @@ async fn blob(calls: &Calls, namespace: &str, number: usize, parent: &str) -> Re
 }
 
 /// As containerd does it: two blobs, then the bootstrap. Gives the bootstrap's name.
-async fn pull(calls: &Calls, scratch: &Scratch, namespace: &str) -> String {
+pub(crate) async fn pull(calls: &Calls, scratch: &Scratch, namespace: &str) -> String {
     refused(blob(calls, namespace, 1, "").await, Code::AlreadyExists);
     refused(blob(calls, namespace, 2, "sha256:chain1").await, Code::AlreadyExists);
     let name = format!("{namespace}/4/sha256:top");

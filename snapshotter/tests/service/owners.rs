@@ -3,9 +3,11 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
+use serde_json::json;
 use tonic::Code;
 
-use crate::support::{Labels, Served, refused};
+use crate::lazy::{pull, start};
+use crate::support::{Labels, Mounted, Served, read, refused, write};
 
 const USERS: &str = "containerd.io/snapshot/uidmapping";
 const GROUPS: &str = "containerd.io/snapshot/gidmapping";
@@ -41,4 +43,53 @@ async fn maps_that_are_none() {
         refused(calls.prepare("key", "", &[(USERS, users), (GROUPS, groups)]).await, Code::InvalidArgument);
     }
     assert_eq!(calls.names(&[]).await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn the_daemon_shifts_an_image() {
+    let (served, daemon) = start().await;
+    let (calls, scratch) = (served.calls(), &served.scratch);
+    let top = pull(&calls, scratch, "default").await;
+    daemon.wait("POST /v1/mounts", 1).await;
+    let labels: Labels<'_> = &[(USERS, "0:65536:10,10:1:1"), (GROUPS, "0:4000:65536")];
+    let mounts = calls.prepare("container", &top, labels).await.unwrap();
+    let asked = daemon.asked("POST /v1/mounts");
+    let (point, image) = (scratch.run().join("containerd/4"), scratch.run().join("containerd/3"));
+    assert_eq!((&asked[1]["map"], &asked[1]["mount_point"]), (&json!("0:65536:10+10:1:1,0:4000:65536"), &json!(point)));
+    assert_eq!(asked[1]["files"], asked[0]["files"]);
+    assert!(!mounts[0].options.iter().any(|option| option.contains("idmap")), "shifted already: {mounts:?}");
+    let files = fs::metadata(scratch.state().join("4/fs")).unwrap();
+    assert_eq!((files.uid(), files.gid()), (65536, 4000), "the namespace's root");
+    assert_eq!(read(Mounted::new(&mounts, &scratch.work("container")).path(), "file"), "from the image");
+    assert_eq!(calls.mounts("container").await.unwrap(), mounts);
+    assert_eq!(daemon.mounts(), [image.clone(), point]);
+
+    // Layers above an image are containerd's to shift, and the link among them leads to the image's own mount.
+    calls.layer(scratch, "layer", &top, |path| write(path, "above", "")).await;
+    let mounts = calls.prepare("stacked", "layer", labels).await.unwrap();
+    assert_eq!(mounts[0].options[..2], ["uidmap=0:65536:10,10:1:1", "gidmap=0:4000:65536"]);
+    let link = fs::read_link(scratch.state().join("6/image")).unwrap();
+    assert_eq!(link, scratch.run().join("containerd/6"));
+
+    for key in ["container", "stacked"] {
+        calls.remove(key).await.unwrap();
+    }
+    calls.cleanup().await.unwrap();
+    assert_eq!(daemon.mounts(), [image]);
+}
+
+#[tokio::test]
+async fn no_copies_of_whole_images() {
+    let (served, _daemon) = start().await;
+    let (calls, scratch) = (served.calls(), &served.scratch);
+    let top = pull(&calls, scratch, "default").await;
+    calls.layer(scratch, "ordinary", "", |_| {}).await;
+    // As containerd 1.6 and 2.1 call them.
+    for name in ["sha256:0badcafe-1000-1000-remap", "sha256:0badcafe-remap"] {
+        let key = format!("default/7/{name}");
+        let message = refused(calls.prepare(&key, &top, &[]).await, Code::FailedPrecondition);
+        assert!(message.contains("remap-ids"), "{message}");
+        calls.prepare(&key, "ordinary", &[]).await.unwrap();
+    }
+    calls.prepare("default/7/my-remap", &top, &[]).await.unwrap();
 }
