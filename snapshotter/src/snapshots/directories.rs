@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::{Error, file};
 
@@ -22,6 +23,8 @@ pub(super) type Owner = (u32, u32);
 #[derive(Debug)]
 pub(super) struct Directories {
     root: PathBuf,
+    /// Links made so far: each is made under a name of its own, as containers of an image may be made at once.
+    links: AtomicU64,
 }
 
 impl Directories {
@@ -29,7 +32,7 @@ impl Directories {
     pub(super) fn open(root: &Path) -> Result<Self, Error> {
         fs::DirBuilder::new().recursive(true).mode(PRIVATE).create(root).map_err(file("make the directory", root))?;
         let root = fs::canonicalize(root).map_err(file("find the directory", root))?;
-        Ok(Self { root })
+        Ok(Self { root, links: AtomicU64::new(0) })
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -105,7 +108,7 @@ impl Directories {
         if fs::read_link(&link).is_ok_and(|now| now == mount) {
             return Ok(link);
         }
-        let new = link.with_extension("new");
+        let new = link.with_extension(format!("new{}", self.links.fetch_add(1, Ordering::Relaxed)));
         let removed =
             fs::remove_file(&new).or_else(|e| if e.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(e) });
         let made =
