@@ -5,6 +5,7 @@ mod cri;
 mod killed;
 mod many;
 mod outages;
+mod owners;
 mod pull;
 mod sockets;
 

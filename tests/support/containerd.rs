@@ -273,7 +273,7 @@ fn program(name: &str) -> Command {
 }
 
 /// Such as `1.6.20`.
-fn version() -> String {
+pub(crate) fn version() -> String {
     let text = stdout_of(program("containerd").arg("--version"));
     let version = text.split_whitespace().nth(2).expect("a version");
     version.trim_start_matches('v').to_owned()
