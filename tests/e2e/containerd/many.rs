@@ -55,8 +55,14 @@ fn fifty_containers_of_ten_images_run_at_once() {
         command.args(["/bin/sh", "-c", SCRIPT]).stdout(Stdio::piped()).stderr(Stdio::piped());
         command.spawn().expect("ctr")
     };
-    let running: Vec<Child> = (0..CONTAINERS).map(start).collect();
-    until("all containers run", || (fs::read_dir(&out).expect("the directory").count() == CONTAINERS).then_some(()));
+    let mut running: Vec<Child> = (0..CONTAINERS).map(start).collect();
+    until("all containers run", || {
+        if let Some(number) = running.iter_mut().position(|child| child.try_wait().expect("its state").is_some()) {
+            let output = running.swap_remove(number).wait_with_output().expect("its end");
+            panic!("a container has ended: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        (fs::read_dir(&out).expect("the directory").count() == CONTAINERS).then_some(())
+    });
     assert_eq!(super::image_mounts(&scratch), IMAGES, "containers of an image share its mount");
     assert_eq!(node.stats()["daemon"]["health"]["restarts"], 0);
     fs::write(out.join("go"), "").expect("the file");
