@@ -28,6 +28,7 @@ mod directories;
 mod error;
 mod mounts;
 mod owners;
+mod removal;
 mod remove;
 mod usage;
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::error::{Error, file};
+use super::removal;
 
 /// The root of a file system that is made from scratch may be entered and listed by everybody, as elsewhere.
 const ROOT_MODE: u32 = 0o755;
@@ -81,7 +82,7 @@ impl Directories {
     /// Removes a snapshot's directory. What cannot be removed now is when it is next swept.
     pub(super) fn remove(&self, id: u64) {
         let path = self.root.join(id.to_string());
-        match fs::remove_dir_all(&path) {
+        match removal::tree(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 tracing::warn!(path = %path.display(), %error, "cannot remove a snapshot's directory");
             }
