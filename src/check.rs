@@ -1,10 +1,9 @@
 //! `lazo check`: every digest of an image, down to the last chunk.
 
 use std::fmt::Write as _;
-use std::io::IsTerminal;
 
 use anyhow::Context as _;
-use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, HumanCount, ProgressBar};
 use lazo_format::Digest;
 use lazo_registry::{ImageRef, Source};
 use lazo_storage::check::{ImageReport, Progress, Report, check};
@@ -27,7 +26,7 @@ pub(crate) struct Args {
 impl Args {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let bar = Bar::new();
+        let bar = Bar(output::byte_bar());
         let report = runtime.block_on(async {
             let checked = async {
                 let source = Source::open(&self.image, &global.registry_options()).await?;
@@ -98,17 +97,6 @@ fn describe_image(text: &mut String, image: &ImageReport) -> std::fmt::Result {
 
 /// A progress bar on a terminal, nothing elsewhere.
 struct Bar(ProgressBar);
-
-impl Bar {
-    fn new() -> Self {
-        if !std::io::stderr().is_terminal() {
-            return Self(ProgressBar::hidden());
-        }
-        let style = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}");
-        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ");
-        Self(ProgressBar::new(0).with_style(style))
-    }
-}
 
 impl Progress for Bar {
     fn begin(&self, blob: &Digest, bytes: u64) {

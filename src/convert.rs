@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, HumanCount, ProgressBar};
 use lazo_converter::{ImageSummary, Options, Platforms, PrefetchList, Progress, Silent, Summary};
 use lazo_format::Digest;
 use lazo_registry::{ImageRef, Platform};
@@ -68,7 +68,7 @@ impl Args {
         let cancel = Arc::new(AtomicBool::new(false));
         let options = self.options(cancel.clone())?;
         let registry = global.registry_options();
-        let bar = std::io::stderr().is_terminal().then(|| Arc::new(Bar::new()));
+        let bar = std::io::stderr().is_terminal().then(|| Arc::new(Bar(output::byte_bar())));
         let progress: Arc<dyn Progress> = match &bar {
             Some(bar) => bar.clone(),
             None => Arc::new(Silent),
@@ -222,16 +222,6 @@ fn describe_image(text: &mut String, image: &ImageSummary) -> std::fmt::Result {
 
 /// The progress bar on a terminal.
 struct Bar(ProgressBar);
-
-impl Bar {
-    fn new() -> Self {
-        let style = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}");
-        Self(
-            ProgressBar::new(0)
-                .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")),
-        )
-    }
-}
 
 impl Progress for Bar {
     fn layer(&self, number: usize, count: usize, digest: &Digest, size: u64) {

@@ -1,8 +1,10 @@
 //! What the command says: results on stdout, everything else on stderr, and the exit code.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 use std::process::ExitCode;
+
+use indicatif::{ProgressBar, ProgressStyle};
 
 /// Exit code of a command that could not do what was asked.
 const FAILED: u8 = 1;
@@ -59,4 +61,14 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
 /// The error and its causes in one line, outermost first.
 pub(crate) fn chain(error: &anyhow::Error) -> String {
     format!("{error:#}")
+}
+
+/// A bar that counts bytes, on a terminal; nothing elsewhere.
+pub(crate) fn byte_bar() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}");
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ");
+    ProgressBar::new(0).with_style(style)
 }

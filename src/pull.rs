@@ -1,12 +1,11 @@
 //! `lazo pull`: an image into containerd, lazily where that is possible.
 
 use std::fmt::Write as _;
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar};
 use lazo_registry::{DockerRef, ImageRef, Platform};
 use lazo_snapshotter::pull::{LayerState, Progress, PullOptions, Pulled, pull};
 
@@ -61,7 +60,7 @@ impl Args {
             platform: self.platform.unwrap_or_else(Platform::host),
             registry: global.registry_options(),
         };
-        let bar = Arc::new(Bar::new());
+        let bar = Arc::new(Bar(output::byte_bar()));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let cancelled = async {
             interrupt::interrupted().await;
@@ -102,17 +101,6 @@ fn describe(pulled: &Pulled) -> Result<String, std::fmt::Error> {
 
 /// The progress bar, on a terminal.
 struct Bar(ProgressBar);
-
-impl Bar {
-    fn new() -> Self {
-        if !std::io::stderr().is_terminal() {
-            return Self(ProgressBar::hidden());
-        }
-        let style = ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec}");
-        let style = style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ");
-        Self(ProgressBar::new(0).with_style(style))
-    }
-}
 
 impl Progress for Bar {
     fn expect(&self, bytes: u64) {
