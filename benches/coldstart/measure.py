@@ -13,7 +13,7 @@ from ready import Container
 from subjects import Subject
 from workloads import WORKLOADS
 
-WARM_STARTS = 5
+WARM_STARTS = 3
 ACCEPT = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json, " \
          "application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json"
 
