@@ -22,8 +22,9 @@ def svg(links: dict) -> str:
         for name, values in images.items():
             middle = y + len(values) * BAR / 2 + 4
             parts.append(f'<text x="{NAMES - 8}" y="{middle:.0f}" text-anchor="end" {FONT}>{escape(name)}</text>')
-            for number, subject in enumerate(subjects):
-                parts += bar(y + number * BAR, values[subject], scale, COLOURS[number % len(COLOURS)], next(iter(values.values())))
+            for row, subject in enumerate(values):
+                colours = COLOURS[subjects.index(subject) % len(COLOURS)]
+                parts += bar(y + row * BAR, values[subject], scale, colours, next(iter(values.values())))
             y += len(values) * BAR + GAP
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y + 4}" viewBox="0 0 {WIDTH} {y + 4}">'
     return "\n".join([head, f'<rect width="{WIDTH}" height="{y + 4}" fill="#ffffff"/>', *parts, "</svg>", ""])

@@ -55,7 +55,8 @@ def show(path: Path, write: bool):
 def promises(links: dict, subjects: dict) -> Figures:
     figures = Figures()
     for speed, link in links.items():
-        for subject in [name for name in subjects if name.startswith("lazo") and BASE in subjects]:
+        measured = set.intersection(*(set(by) for by in link.images.values()))
+        for subject in [name for name in subjects if name.startswith("lazo") and {BASE, name} <= measured]:
             ratios = {name: link.ratio(name, subject) for name in link.images}
             least = min(ratios, key=ratios.get)
             promised = subject in TARGETS
