@@ -151,7 +151,10 @@ fn listen_unix(path: &Path) -> io::Result<Arc<UnixListener>> {
 }
 
 /// Listens at a socket file that is made with this mode. One at which nobody listens is replaced.
-pub(crate) fn bind_unix(path: &Path, mode: Mode) -> io::Result<StdUnixListener> {
+///
+/// # Errors
+/// When somebody listens there, or something else than a socket is there.
+pub fn bind_unix(path: &Path, mode: Mode) -> io::Result<StdUnixListener> {
     remove_dead_socket(path)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;

@@ -23,7 +23,7 @@ mod serve;
 mod session;
 mod watch;
 
-pub use endpoint::MetricsAddr;
+pub use endpoint::{MetricsAddr, bind_unix};
 pub use error::{Error, Result};
 pub use fs::{Attributes, Awaited, Entry, FileSystem, FsError, Ino, ReadPlan, Target, Totals};
 pub use kernel::{check_mount_point, resolve};

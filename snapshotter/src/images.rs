@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use lazo_daemon::node::client::{Client, ClientError};
-use lazo_daemon::node::protocol::{ErrorKind, MountInfo, MountRequest, SNAPSHOTTER_MOUNTS, SOCKET};
+use lazo_daemon::node::protocol::{ErrorKind, MountRequest, SNAPSHOTTER_MOUNTS, SOCKET};
 
 use crate::credentials::Credentials;
 
@@ -237,17 +237,14 @@ impl Images {
 /// Mounts an image unless it is mounted; one that the daemon could not go on serving is mounted anew.
 fn mount_once(daemon: &Client, request: &MountRequest) -> Result<(), ClientError> {
     match daemon.mount(request) {
-        Err(error) if error.kind() == Some(ErrorKind::Exists) => {}
-        result => return result.map(drop),
+        Err(error) if error.kind() == Some(ErrorKind::Exists) => Ok(()),
+        Err(error) if error.kind() == Some(ErrorKind::Broken) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "mounting an image again");
+            daemon.umount(&request.mount_point, true)?;
+            daemon.mount(request).map(drop)
+        }
+        result => result.map(drop),
     }
-    let failed: Vec<u64> = daemon.images()?.iter().filter(|i| i.failed.is_some()).map(|i| i.slot).collect();
-    let ours = |mount: &MountInfo| mount.mount_point == request.mount_point && failed.contains(&mount.slot);
-    if failed.is_empty() || !daemon.mounts()?.iter().any(ours) {
-        return Ok(());
-    }
-    tracing::warn!(image = request.image, "mounting an image again that could not be served any more");
-    daemon.umount(&request.mount_point, true)?;
-    daemon.mount(request).map(drop)
 }
 
 /// Waits for a daemon that nobody has started yet.

@@ -10,6 +10,7 @@ use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use lazo_daemon::bind_unix;
 use lazo_daemon::node::config::{CREDENTIALS, Config};
 use lazo_daemon::node::{inherited, make_run_dir};
 use rustix::fs::Mode;
@@ -102,22 +103,12 @@ fn listener(given: &mut BTreeMap<String, OwnedFd>, name: &str, path: Option<&Pat
     bind(&path).map_err(io_error(format!("listen at {}", path.display())))
 }
 
+/// For root alone: whoever talks to it can read and write snapshots.
 fn bind(path: &Path) -> io::Result<StdUnixListener> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir)?;
     }
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another process listens there"));
-    }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    // For root alone: whoever talks to it can read and write snapshots. There is one thread yet.
-    let before = rustix::process::umask(Mode::from_raw_mode(0o177));
-    let bound = StdUnixListener::bind(path);
-    rustix::process::umask(before);
-    bound
+    bind_unix(path, Mode::RUSR | Mode::WUSR)
 }
 
 fn tokio_listener(listener: StdUnixListener) -> Result<UnixListener, Error> {

@@ -248,3 +248,25 @@ fn two_namespaces_have_the_same_image() {
     until("the blob is dropped", || (cached(&scratch) == 0).then_some(()));
     assert_eq!(image_mounts(&scratch), 0);
 }
+
+#[test]
+fn an_image_that_the_daemon_has_lost_is_mounted_again() {
+    let scratch = Scratch::new();
+    let registry = Registry::start(&scratch, "registry");
+    let (_, image) =
+        publish(&scratch, &registry, "app", vec![Layer::new().busybox().file("data/file", 0o644, b"data\n")]);
+    let node = Node::with(&scratch, CONFIG);
+    let site = Site::start(&scratch);
+    site.pull(&image, &[]);
+    assert_eq!(site.run_ok("lazo", &image, "cat /data/file"), "data\n");
+    node.kill();
+    fs::remove_dir_all(scratch.join("state/images")).expect("what the daemon has kept");
+    let node = Node::with(&scratch, CONFIG);
+    let failed = |node: &Node<'_>| {
+        let images = node.get("images");
+        images.as_array().expect("images").iter().map(|image| image["failed"].is_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(failed(&node), [true], "it cannot be restored");
+    assert_eq!(site.run_ok("lazo", &image, "cat /data/file"), "data\n");
+    assert_eq!(failed(&node), [false]);
+}

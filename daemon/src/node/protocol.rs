@@ -332,6 +332,8 @@ pub enum ErrorKind {
     Method,
     /// 409. Something is mounted there already.
     Exists,
+    /// 409. Something is mounted there already, and cannot be served any more.
+    Broken,
     /// 409. Somebody uses the mount.
     Busy,
     /// 413. The body is too long.
@@ -356,7 +358,7 @@ impl ErrorKind {
             Self::Denied => 403,
             Self::NotFound => 404,
             Self::Method => 405,
-            Self::Exists | Self::Busy => 409,
+            Self::Exists | Self::Broken | Self::Busy => 409,
             Self::TooLong => 413,
             Self::Unsupported => 422,
             Self::Image => 502,

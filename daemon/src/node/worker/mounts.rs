@@ -98,10 +98,9 @@ impl Worker {
                 let mut tables = self.tables();
                 match tables.mounts.get(place) {
                     Some(Mount::Making(other)) => other.clone(),
-                    Some(_) => {
-                        let text =
-                            format!("cannot mount at {}: a lazo image is mounted there already", place.display());
-                        return Err(ApiError::new(ErrorKind::Exists, text));
+                    Some(mount) => {
+                        let record = mount.record();
+                        return Err(taken(place, record.and_then(|record| tables.images.get(&record.slot))));
                     }
                     None => {
                         let (making, other) = watch::channel(());
@@ -528,6 +527,20 @@ pub(super) fn strange() -> ApiError {
 
 fn parse_map(text: &str) -> Result<IdMap, ApiError> {
     text.parse().map_err(|error| ApiError::of(ErrorKind::Invalid, &error))
+}
+
+/// Why nothing can be mounted where this image is.
+fn taken(place: &Path, image: Option<&Image>) -> ApiError {
+    let place = place.display();
+    match image.and_then(|image| image.fs.as_ref().err()) {
+        None => {
+            ApiError::new(ErrorKind::Exists, format!("cannot mount at {place}: a lazo image is mounted there already"))
+        }
+        Some(reason) => {
+            let text = format!("cannot mount at {place}: what is mounted there cannot be served any more: {reason}");
+            ApiError::new(ErrorKind::Broken, text)
+        }
+    }
 }
 
 fn mount_info(record: &MountRecord, image: Option<&Image>) -> MountInfo {
