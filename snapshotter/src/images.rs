@@ -241,6 +241,8 @@ fn mount_once(daemon: &Client, request: &MountRequest) -> Result<(), ClientError
         Err(error) if error.kind() == Some(ErrorKind::Broken) => {
             tracing::warn!(error = &error as &dyn std::error::Error, "mounting an image again");
             daemon.umount(&request.mount_point, true)?;
+            // The daemon has removed the directory with the mount. Where it cannot be made again, the mount says so.
+            let _ = fs::create_dir_all(&request.mount_point);
             daemon.mount(request).map(drop)
         }
         result => result.map(drop),

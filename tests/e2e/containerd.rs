@@ -12,6 +12,7 @@ mod sockets;
 use std::{fs, path::Path};
 
 use base64::Engine as _;
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 use crate::support::{
@@ -259,14 +260,15 @@ fn an_image_that_the_daemon_has_lost_is_mounted_again() {
     let site = Site::start(&scratch);
     site.pull(&image, &[]);
     assert_eq!(site.run_ok("lazo", &image, "cat /data/file"), "data\n");
-    node.kill();
     fs::remove_dir_all(scratch.join("state/images")).expect("what the daemon has kept");
-    let node = Node::with(&scratch, CONFIG);
-    let failed = |node: &Node<'_>| {
+    let failed = || {
         let images = node.get("images");
         images.as_array().expect("images").iter().map(|image| image["failed"].is_string()).collect::<Vec<_>>()
     };
-    assert_eq!(failed(&node), [true], "it cannot be restored");
+    let before = node.worker();
+    kill_process(before, Signal::KILL).expect("kill the worker");
+    until("another worker serves", || (node.worker() != before).then_some(()));
+    assert_eq!(failed(), [true], "it cannot be restored");
     assert_eq!(site.run_ok("lazo", &image, "cat /data/file"), "data\n");
-    assert_eq!(failed(&node), [false]);
+    assert_eq!(failed(), [false]);
 }
