@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use lazo_daemon::node::client::Client;
+use lazo_daemon::node::protocol::{Held, StopInfo};
 use lazo_daemon::node::{self, config::Config};
 
 use crate::global::Global;
@@ -25,6 +26,12 @@ enum Command {
     Upgrade {
         /// The program [default: this very one]
         binary: Option<PathBuf>,
+    },
+    /// End the daemon; while images are in use, it says by whom, serves them on, and ends after the last of them
+    Stop {
+        /// End at once: whoever still reads gets I/O errors
+        #[arg(long)]
+        force: bool,
     },
 }
 
@@ -58,8 +65,10 @@ impl Args {
     }
 
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
-        if let Some(Command::Upgrade { binary }) = &self.command {
-            return upgrade(global, binary.as_ref());
+        match &self.command {
+            Some(Command::Upgrade { binary }) => return upgrade(global, binary.as_ref()),
+            Some(Command::Stop { force }) => return stop(global, *force),
+            None => {}
         }
         match &self.run.process {
             Some(name) => Ok(node::run_process(name)?),
@@ -68,10 +77,29 @@ impl Args {
     }
 }
 
+fn find(global: &Global) -> anyhow::Result<Client> {
+    match Client::find(global.run_dir())? {
+        Some(daemon) => Ok(daemon),
+        None => bail!("no node daemon runs at {}", global.run_dir().display()),
+    }
+}
+
+fn stop(global: &Global, force: bool) -> anyhow::Result<()> {
+    let StopInfo { held, cut } = find(global)?.stop(force)?;
+    for Held { image, mount_points, users } in &held {
+        let places: Vec<String> = mount_points.iter().chain(users).map(|place| place.display().to_string()).collect();
+        let places = if places.is_empty() { "another mount namespace".to_owned() } else { places.join(", ") };
+        output::print(format!("{image}: {} {places}\n", if cut { "cut off from" } else { "in use at" }))?;
+    }
+    output::print(if held.is_empty() || cut {
+        "the daemon ends\n".to_owned()
+    } else {
+        "these images are served on, and the daemon ends after the last of them; --force cuts them off\n".to_owned()
+    })
+}
+
 fn upgrade(global: &Global, binary: Option<&PathBuf>) -> anyhow::Result<()> {
-    let Some(daemon) = Client::find(global.run_dir())? else {
-        bail!("no node daemon runs at {}", global.run_dir().display());
-    };
+    let daemon = find(global)?;
     let binary = match binary {
         Some(binary) => std::fs::canonicalize(binary),
         None => std::env::current_exe(),

@@ -13,6 +13,7 @@ mod handover;
 mod harden;
 mod link;
 mod mounter;
+mod needs;
 pub mod protocol;
 pub mod stats;
 mod supervisor;

@@ -1,6 +1,7 @@
 //! The node daemon's processes are killed and replaced while programs read its mounts: no read fails, none is wrong.
 
 mod readers;
+mod signals;
 
 use std::{
     fs,

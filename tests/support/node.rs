@@ -93,9 +93,23 @@ impl<'a> Node<'a> {
     /// Tells it to end, and waits until all of its processes have.
     pub(crate) fn stop(mut self) {
         let family = self.family();
-        kill_process(Pid::from_child(&self.process), Signal::TERM).expect("it lives");
+        self.signal(Signal::TERM);
         let begin = Instant::now();
         while self.process.try_wait().expect("its state").is_none() || !family.iter().all(|pid| has_ended(*pid)) {
+            assert!(begin.elapsed() < END, "the daemon does not end: {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Sends its supervisor a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.process), signal).expect("it lives");
+    }
+
+    /// Waits until it has ended by itself.
+    pub(crate) fn wait_for_end(&mut self) {
+        let begin = Instant::now();
+        while self.process.try_wait().expect("its state").is_none() {
             assert!(begin.elapsed() < END, "the daemon does not end: {}", self.log());
             std::thread::sleep(Duration::from_millis(5));
         }

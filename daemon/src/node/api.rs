@@ -32,7 +32,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::protocol::{
     API_VERSION, ApiError, ErrorKind, Health, ImageInfo, MountInfo, MountRequest, PruneRequest, ReleaseRequest,
-    Released, UmountRequest, UpgradeInfo, UpgradeRequest, Version, WarmRequest,
+    Released, StopInfo, StopRequest, UmountRequest, UpgradeInfo, UpgradeRequest, Version, WarmRequest,
 };
 use super::stats::Stats;
 pub(super) use peer::{Access, listen};
@@ -91,6 +91,9 @@ pub(super) trait Node: Send + Sync + 'static {
 
     /// What is counted.
     fn metrics(&self) -> &Arc<Metrics>;
+
+    /// Ends the daemon, at once or when nothing is in use any more.
+    fn stop(&self, force: bool) -> impl Future<Output = Result<StopInfo, ApiError>> + Send;
 
     /// Replaces the program. Whoever asks may lose the connection, and then looks at the health.
     fn upgrade(&self, binary: Option<PathBuf>) -> impl Future<Output = Result<UpgradeInfo, ApiError>> + Send;
@@ -162,7 +165,7 @@ async fn answer<N: Node>(stream: UnixStream, allowed: Result<(), ApiError>, node
 type Answer = Response<Full<Bytes>>;
 
 /// What there is, and what can be done with it.
-const PATHS: [(&str, &str); 11] = [
+const PATHS: [(&str, &str); 12] = [
     ("/v1/version", "GET, HEAD"),
     ("/v1/health", "GET, HEAD"),
     ("/v1/mounts", "GET, HEAD, POST, DELETE"),
@@ -172,6 +175,7 @@ const PATHS: [(&str, &str); 11] = [
     ("/v1/cache/prune", "POST"),
     ("/v1/cache/release", "POST"),
     ("/v1/warm", "POST"),
+    ("/v1/stop", "POST"),
     ("/v1/upgrade", "POST"),
     ("/metrics", "GET, HEAD"),
 ];
@@ -212,6 +216,11 @@ async fn respond<N: Node>(request: Request<Incoming>, node: &Arc<N>, room: &Room
             let _permit = room.views.acquire().await.map_err(internal)?;
             let WarmRequest { image } = read(body).await?;
             json(&node.warm(image).await?)
+        }
+        (_, "/v1/stop") => {
+            let _permit = room.views.acquire().await.map_err(internal)?;
+            let StopRequest { force } = read(body).await?;
+            json(&finish(node, move |node| async move { node.stop(force).await }).await?)
         }
         (_, "/v1/upgrade") => {
             let _permit = room.changes.acquire().await.map_err(internal)?;

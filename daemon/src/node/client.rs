@@ -18,8 +18,8 @@ use tokio::net::UnixStream;
 use tokio::runtime::Builder;
 
 use super::protocol::{
-    ApiError, ErrorKind, Health, ImageInfo, MountInfo, MountRequest, ReleaseRequest, Released, SOCKET, UmountRequest,
-    UpgradeInfo, UpgradeRequest, Version, WarmRequest,
+    ApiError, ErrorKind, Health, ImageInfo, MountInfo, MountRequest, ReleaseRequest, Released, SOCKET, StopInfo,
+    StopRequest, UmountRequest, UpgradeInfo, UpgradeRequest, Version, WarmRequest,
 };
 use super::stats::Stats;
 use crate::endpoint;
@@ -225,6 +225,14 @@ impl Client {
     /// [`ClientError`].
     pub fn release(&self, blobs: Vec<String>) -> Result<Released> {
         self.send(Method::POST, "/v1/cache/release", &ReleaseRequest { blobs }, Instant::now() + UMOUNT, UMOUNT)
+    }
+
+    /// Ends the daemon: now if it is forced to, and otherwise when nobody uses what it serves.
+    ///
+    /// # Errors
+    /// [`ClientError`]; of [`ErrorKind::Invalid`] when a service manager would start it again.
+    pub fn stop(&self, force: bool) -> Result<StopInfo> {
+        self.send(Method::POST, "/v1/stop", &StopRequest { force }, Instant::now() + UMOUNT, UMOUNT)
     }
 
     /// Replaces the daemon's program.

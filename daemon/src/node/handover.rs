@@ -1,4 +1,5 @@
-//! A worker whose supervisor was killed serves on, and gives what it was to keep to the next supervisor.
+//! A worker whose supervisor was killed, or was told to end while images are in use, serves on, and gives what it was to keep to
+//! the next supervisor.
 //!
 //! The worker holds `RUN/worker.lock` as long as it lives. A supervisor that begins and finds it held waits for the worker at
 //! `RUN/handover.sock`, receives all files, and starts a worker of its own when that one has ended.
@@ -65,14 +66,14 @@ fn socket(run_dir: &Path) -> PathBuf {
     run_dir.join("handover.sock")
 }
 
-/// Gives files to the first who asks for them, and returns then.
-pub(super) fn give(run_dir: &Path, files: &BTreeMap<String, OwnedFd>) -> io::Result<()> {
+/// Gives files to the first supervisor that asks for them, as they are then, and returns.
+pub(super) fn give(run_dir: &Path, files: impl FnOnce() -> BTreeMap<String, OwnedFd>) -> io::Result<()> {
     let path = socket(run_dir);
     let _ = std::fs::remove_file(&path);
     let listener = UnixListener::bind(&path)?;
     let (stream, _) = listener.accept()?;
     let _ = std::fs::remove_file(&path);
-    for (name, file) in files {
+    for (name, file) in files() {
         link::send(&stream, &Kept { name: name.clone() }, &[file.as_fd()])?;
     }
     Ok(())
@@ -117,7 +118,7 @@ mod tests {
         file.rewind().unwrap();
         let worker = lock_worker(dir.path()).unwrap();
         thread::scope(|scope| {
-            scope.spawn(|| give(dir.path(), &BTreeMap::from([("a".to_owned(), file.into())])).unwrap());
+            scope.spawn(|| give(dir.path(), || BTreeMap::from([("a".to_owned(), file.into())])).unwrap());
             let files = take(dir.path()).unwrap();
             let mut content = String::new();
             File::from(files.into_iter().next().unwrap().1).read_to_string(&mut content).unwrap();

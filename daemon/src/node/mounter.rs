@@ -44,6 +44,7 @@ pub(super) use client::{Mounter, Starting};
 pub(super) use idmap::IdMap;
 pub(super) use namespace::run_user_namespace;
 pub(super) use process::run_mounter;
+pub(super) use sys::set_mount;
 
 /// Type of FUSE mounts in the mount table: `fuse.` and this.
 const SUBTYPE: &str = "lazo";
@@ -113,6 +114,11 @@ pub(super) enum Order {
         path: PathBuf,
         /// At once from the tree, and really when its last user has gone; otherwise not while it has users.
         lazy: bool,
+    },
+    /// Takes a FUSE mount below the run directory from the tree and ends its connection: who reads gets I/O errors.
+    Abort {
+        /// The mount.
+        path: PathBuf,
     },
     /// Opens a file below the run directory for reading: it comes with [`Answer::Done`].
     Open {

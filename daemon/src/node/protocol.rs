@@ -306,6 +306,34 @@ pub struct Health {
     pub upgrades: u64,
 }
 
+/// `POST /v1/stop`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StopRequest {
+    /// Ends it even if images are in use: whoever reads them gets I/O errors.
+    pub force: bool,
+}
+
+/// Answer to `POST /v1/stop`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopInfo {
+    /// Images that are in use.
+    pub held: Vec<Held>,
+    /// Whether they were cut off. Otherwise they are served on, and the daemon ends after the last of them.
+    pub cut: bool,
+}
+
+/// An image that is in use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The image, as the first request named it.
+    pub image: String,
+    /// Where it is mounted and busy.
+    pub mount_points: Vec<PathBuf>,
+    /// Where overlays lie above it, such as a container's root; eight at most. What uses it in another mount namespace is not seen.
+    pub users: Vec<PathBuf>,
+}
+
 /// Answer to `POST /v1/upgrade`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UpgradeInfo {

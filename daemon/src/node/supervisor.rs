@@ -8,6 +8,8 @@
 //! Begin, File × n ──▶ worker ──▶ Keep, Release (files come and go with mounts), Ready, Upgrade
 //! worker has ended:  unready ones are started again after 0, 25, 50 … 5000 ms; one that was ready, at once
 //! upgrade:           the worker is told to stop; the next one is of the new program, and of the old one again if that does not get ready
+//! signal:            the worker is told to end. While something is in use it serves on, as it does when this process is killed:
+//!                    with a service manager this process ends before it, otherwise after it
 //! ```
 
 use std::collections::BTreeMap;
@@ -22,13 +24,14 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use sd_notify::NotifyState;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::config::Config;
-use super::{handover, harden, link, worker};
+use super::{handover, harden, link, needs, worker};
 use crate::error::{Error, Result};
 
 /// Waits between workers that end before they are ready: none, then this, doubled each time.
@@ -60,8 +63,10 @@ pub(super) enum ToWorker {
     Upgrade(std::result::Result<String, String>),
     /// To end when the requests under way are done. Mounts stay for the next worker.
     Stop,
-    /// To end all mounts, and itself when none is left.
+    /// To end all mounts that nobody uses, and itself when the kernel has done with all images.
     End,
+    /// To serve on alone for as long as something is mounted or in use, and to end then.
+    Leave,
 }
 
 /// What a worker must know.
@@ -72,6 +77,9 @@ pub(super) struct Begin {
     pub(super) files: usize,
     /// When the supervisor began, seconds since 1970.
     pub(super) since: u64,
+    /// Whether a service manager has started it, and would start it again.
+    #[serde(default)]
+    pub(super) managed: bool,
     /// Workers that ended without being told to.
     pub(super) restarts: u64,
     /// Workers that were replaced on request.
@@ -98,9 +106,9 @@ pub(super) enum ToSupervisor {
         /// The same one again if there is none.
         program: Option<PathBuf>,
     },
-    /// Not all mounts could be ended; they are served on.
+    /// It cannot end yet, as something is mounted or in use. It serves on, and hands over to the next supervisor.
     Busy {
-        /// How many.
+        /// How many mounts and images.
         mounts: usize,
     },
 }
@@ -111,20 +119,27 @@ enum Event {
     Signal,
 }
 
-/// Runs the node daemon until it is told to end (SIGTERM, SIGINT, SIGHUP).
+/// Runs the node daemon until it is told to end (SIGTERM, SIGINT, SIGHUP) and nobody uses what it serves any more. With a service
+/// manager it returns when it is told to end, and leaves the worker to serve what is in use.
 ///
 /// # Errors
 /// When no worker can be started at all.
 pub(super) fn run(config: Config) -> Result<()> {
     let failed = || Error::io::<io::Error>("start the daemon");
     let (events, received) = mpsc::channel();
+    needs::check().map_err(failed())?;
     harden::supervisor().map_err(failed())?;
     watch_signals(events.clone()).map_err(failed())?;
     let program = Arc::new(Program::open(Path::new("/proc/self/exe")).map_err(failed())?);
     worker::make_run_dir(&config.run_dir)
         .map_err(Error::io::<io::Error>(format!("make {}", config.run_dir.display())))?;
-    let _alone = handover::lock_supervisor(&config.run_dir).map_err(failed())?;
+    let alone = handover::lock_supervisor(&config.run_dir).map_err(failed())?;
     let mut files = inherited().map_err(failed())?;
+    // A service manager may have kept files longer than their mounts have lived.
+    for name in files.iter().filter(|(_, file)| is_dead(file)).map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+        files.remove(&name);
+        unstore(&name);
+    }
     let given = handover::take(&config.run_dir).map_err(failed())?;
     if !given.is_empty() {
         tracing::warn!(files = given.len(), "a worker without a supervisor hands over its mounts");
@@ -146,6 +161,7 @@ pub(super) fn run(config: Config) -> Result<()> {
         restarts: 0,
         upgrades: 0,
         signals: 0,
+        alone: Some(alone),
     };
     supervisor.start().map_err(failed())?;
     supervisor.run(&received)
@@ -233,6 +249,8 @@ struct Supervisor {
     restarts: u64,
     upgrades: u64,
     signals: u32,
+    /// The lock on the run directory. Given up when the worker is ready to hand over to another supervisor.
+    alone: Option<File>,
 }
 
 impl Supervisor {
@@ -240,7 +258,9 @@ impl Supervisor {
         loop {
             match received.recv_timeout(self.patience()) {
                 Ok(Event::Said(generation, message, files)) if generation == self.generation => {
-                    self.said(message, files);
+                    if self.said(message, files) {
+                        return Ok(());
+                    }
                 }
                 Ok(Event::Said(..)) => {}
                 Ok(Event::Ended(generation, status)) if generation == self.generation => {
@@ -290,6 +310,7 @@ impl Supervisor {
             config: self.config.clone(),
             files: self.files.len(),
             since: self.since,
+            managed: is_managed(),
             restarts: self.restarts,
             upgrades: self.upgrades,
         };
@@ -318,7 +339,8 @@ impl Supervisor {
         thread::Builder::new().name("lazo-listen".into()).spawn(listen).map(drop)
     }
 
-    fn said(&mut self, message: ToSupervisor, files: Vec<OwnedFd>) {
+    /// True when this process is to end, and the worker is not.
+    fn said(&mut self, message: ToSupervisor, files: Vec<OwnedFd>) -> bool {
         match message {
             ToSupervisor::Keep { name } => {
                 if let Some(file) = files.into_iter().next() {
@@ -333,9 +355,21 @@ impl Supervisor {
             ToSupervisor::Ready => self.ready(),
             ToSupervisor::Upgrade { program } => self.upgrade(program.as_deref()),
             ToSupervisor::Busy { mounts } => {
-                tracing::warn!(mounts, "mounts are in use; they are served on; a second signal abandons them");
+                self.alone = None;
+                if is_managed() {
+                    tracing::warn!(
+                        mounts,
+                        "the worker stays and serves what is mounted, until the next daemon takes it over"
+                    );
+                    return true;
+                }
+                tracing::warn!(
+                    mounts,
+                    "what is in use is served on, and this daemon ends after it; `lazo daemon stop --force` cuts readers off"
+                );
             }
         }
+        false
     }
 
     fn ready(&mut self) {
@@ -347,6 +381,9 @@ impl Supervisor {
         }
         if self.generation == 1 {
             notify(&[NotifyState::Ready]);
+        }
+        if self.signals > 0 || self.alone.is_none() {
+            self.tell_end();
         }
     }
 
@@ -386,7 +423,14 @@ impl Supervisor {
     /// True when this process is to end, too.
     fn ended(&mut self, status: &io::Result<ExitStatus>) -> Result<bool> {
         let Some(worker) = self.worker.take() else { return Ok(false) };
-        if self.signals > 0 {
+        if status.as_ref().is_ok_and(|status| status.code() == Some(worker::ENDED)) {
+            for name in self.files.keys() {
+                unstore(name);
+            }
+            return Ok(true);
+        }
+        let taken_over = self.alone.is_none() && status.as_ref().is_ok_and(ExitStatus::success);
+        if taken_over || (self.signals > 0 && !worker.ready) {
             return Ok(true);
         }
         if worker.stopping.is_some() {
@@ -429,16 +473,12 @@ impl Supervisor {
     fn signalled(&mut self) {
         self.signals += 1;
         notify(&[NotifyState::Stopping]);
-        if self.signals > 1 {
-            tracing::warn!("told to end twice: what is still mounted will fail");
-            self.kill();
-        } else if stores() {
-            // The next daemon gets the files back, and goes on with all mounts.
-            self.tell(&ToWorker::Stop);
-            self.stopping();
-        } else {
-            self.tell(&ToWorker::End);
-        }
+        self.tell_end();
+    }
+
+    /// A service manager that restarts the daemon says no more than one that stops it: so mounts stay for the next one.
+    fn tell_end(&self) {
+        self.tell(if is_managed() { &ToWorker::Leave } else { &ToWorker::End });
     }
 
     fn kill_if_late(&mut self) {
@@ -462,9 +502,16 @@ fn pause_after(failures: u32) -> Duration {
     }
 }
 
-/// Whether a service manager keeps files for us.
-fn stores() -> bool {
+/// Whether a service manager has started us.
+fn is_managed() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
+/// Whether a file is that of a FUSE mount which the kernel has done with. Such a file reports an error to whoever polls it.
+fn is_dead(file: &OwnedFd) -> bool {
+    let mut state = [PollFd::new(file, PollFlags::empty())];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut state, Some(&at_once)).is_ok() && state[0].revents().contains(PollFlags::ERR)
 }
 
 fn store(name: &str, file: BorrowedFd<'_>) {

@@ -6,12 +6,14 @@
 //! image    an image: its metadata and where its data comes from
 //! blobs    the FUSE mount of blobs, devices of EROFS mounts
 //! mounts   images and mounts made and ended, by orders to the mounter
+//! ending   what becomes of mounts and readers when the daemon is told to end
 //! restore  what an earlier worker served
 //! ```
 //! No thread of this process looks at a file of a mount that it serves: killed while it waits for itself, it would stay,
 //! and no other worker could take its place.
 
 mod blobs;
+mod ending;
 mod image;
 mod keeper;
 mod mounts;
@@ -23,6 +25,7 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -40,12 +43,13 @@ use crate::node::api::{self, Access, Node};
 use crate::node::config::Config;
 use crate::node::mounter::{Mounter, Starting};
 use crate::node::protocol::{
-    ApiError, ErrorKind, Health, ImageInfo, MountInfo, MountRequest, SOCKET, Served, UpgradeInfo,
+    ApiError, ErrorKind, Health, ImageInfo, MountInfo, MountRequest, SOCKET, Served, StopInfo, UpgradeInfo,
 };
 use crate::node::supervisor::Begin;
 use crate::node::{handover, harden};
 use crate::serve::runtime;
 use blobs::Slots;
+use ending::End;
 use keeper::{Keeper, Wish};
 use mounts::{Mount, Tables};
 use state::{MountRecord, State};
@@ -60,6 +64,9 @@ const MAX_OPENING: usize = BLOCKING_THREADS / 2 - 8;
 /// Images prepared for at a time; what comes on top is left out, as it can be.
 const MAX_WARMING: usize = 16;
 
+/// Exit code of a worker that has ended what it served: no other one is to take its place. One that was replaced exits with 0.
+pub(super) const ENDED: i32 = 3;
+
 /// Names of kept files.
 const BLOBS: &str = "blobs";
 const CONTROL: &str = "control";
@@ -69,12 +76,6 @@ const SETTLE: Duration = Duration::from_millis(100);
 
 /// How often images are looked at that have ended here and may be in use elsewhere.
 const LINGER: Duration = Duration::from_secs(5);
-
-/// How long a worker that is to stop waits for requests that make or end mounts.
-const FINISH: Duration = Duration::from_secs(8);
-
-/// How long to wait between looks at whether they are done.
-const LOOK: Duration = Duration::from_millis(10);
 
 /// The worker's parts.
 struct Worker {
@@ -98,7 +99,18 @@ struct Worker {
     erofs: OnceLock<std::result::Result<(), String>>,
     /// Told when it is to end.
     stopping: OnceLock<()>,
+    /// Wishes of the control API.
+    wish: mpsc::UnboundedSender<Wish>,
+    /// Whether a service manager would start the daemon again.
+    managed: bool,
+    /// Set when the supervisor has gone.
+    orphaned: AtomicBool,
+    /// Set when it only serves on what is in use.
+    leaving: AtomicBool,
+    /// The mount table may have changed.
     changed: Notify,
+    /// A mount or an image has gone.
+    left: Notify,
     restarts: u64,
     upgrades: u64,
     since: u64,
@@ -124,11 +136,13 @@ pub(super) fn run() -> Result<()> {
     let listener = listener(config, &keeper, files.remove(CONTROL), &access)?;
     harden::worker(&writable(config)).map_err(Error::io::<io::Error>("give up rights"))?;
     let runtime = runtime(BLOCKING_THREADS).map_err(Error::io::<io::Error>("start threads"))?;
-    let wishes = keeper.listen().map_err(Error::io::<io::Error>("start a thread"))?;
+    let (wish, wishes) = mpsc::unbounded_channel();
+    keeper.listen(wish.clone()).map_err(Error::io::<io::Error>("start a thread"))?;
     let mounter = starting.connect().map_err(Error::io::<io::Error>("start threads"))?;
-    let worker = Arc::new(Worker::new(keeper, begin, mounter, runtime.handle().clone())?);
+    let worker = Arc::new(Worker::new(keeper, begin, mounter, wish, runtime.handle().clone())?);
     let code = match runtime.block_on(worker.serve(files, wishes, listener, access)) {
-        Ok(()) => 0,
+        Ok(End::Replaced) => 0,
+        Ok(End::Ended) => ENDED,
         Err(error) => {
             tracing::error!(error = &error as &dyn std::error::Error, "the worker cannot go on");
             1
@@ -179,8 +193,14 @@ fn take_stdin() -> io::Result<OwnedFd> {
 }
 
 impl Worker {
-    fn new(keeper: Keeper, begin: Begin, mounter: Mounter, runtime: Handle) -> Result<Self> {
-        let Begin { config, since, restarts, upgrades, .. } = begin;
+    fn new(
+        keeper: Keeper,
+        begin: Begin,
+        mounter: Mounter,
+        wish: mpsc::UnboundedSender<Wish>,
+        runtime: Handle,
+    ) -> Result<Self> {
+        let Begin { config, since, managed, restarts, upgrades, .. } = begin;
         let metrics = Arc::new(Metrics::new());
         metrics.worker_restarts.inc_by(restarts);
         metrics.worker_upgrades.inc_by(upgrades);
@@ -206,7 +226,12 @@ impl Worker {
             tables: Mutex::default(),
             erofs: OnceLock::new(),
             stopping: OnceLock::new(),
+            wish,
+            managed,
+            orphaned: AtomicBool::new(false),
+            leaving: AtomicBool::new(false),
             changed: Notify::new(),
+            left: Notify::new(),
             restarts,
             upgrades,
             since,
@@ -218,40 +243,23 @@ impl Worker {
     async fn serve(
         self: Arc<Self>,
         mut files: BTreeMap<String, OwnedFd>,
-        mut wishes: mpsc::UnboundedReceiver<Wish>,
+        wishes: mpsc::UnboundedReceiver<Wish>,
         listener: UnixListener,
         access: Access,
-    ) -> Result<()> {
+    ) -> Result<End> {
         // Whoever waits for data waits no longer than this.
         self.restore(&mut files).await?;
         self.runtime.spawn(api::serve(listener, access, Arc::new(Front(Arc::clone(&self)))));
         let _scraped = self.offer_metrics();
         self.watch_mounts();
-        self.keeper.ready();
-        loop {
-            tokio::select! {
-                () = self.mounter.ended() => {
-                    return Err(Error::io("go on without the process that mounts")(io::Error::other("it has ended")));
-                }
-                wish = wishes.recv() => match wish.unwrap_or(Wish::Orphaned) {
-                    Wish::Stop => {
-                        self.finish().await;
-                        return Ok(());
-                    }
-                    Wish::End => {
-                        if self.end_all().await {
-                            return Ok(());
-                        }
-                    }
-                    Wish::Orphaned => {
-                        // Serving on is better for whoever reads than ending.
-                        tracing::error!("the supervisor has gone; mounts are served on until another daemon takes them over");
-                        self.hand_over().await;
-                        return Ok(());
-                    }
-                },
+        let hearing = ending::hear_signals(Arc::clone(&self));
+        self.runtime.spawn(async {
+            if let Err(error) = hearing.await {
+                tracing::error!(%error, "signals cannot be heard");
             }
-        }
+        });
+        self.keeper.ready();
+        self.until_end(wishes).await
     }
 
     fn offer_metrics(&self) -> Option<Endpoint> {
@@ -274,47 +282,6 @@ impl Worker {
             None => Ok(()),
             Some(()) => Err(ApiError::new(ErrorKind::Unavailable, "the daemon is ending or being replaced; try again")),
         }
-    }
-
-    /// Lets requests come to their end.
-    async fn finish(&self) {
-        let _ = self.stopping.set(());
-        let begin = tokio::time::Instant::now();
-        let busy = || self.tables().mounts.values().any(|mount| !matches!(mount, Mount::Live(_)));
-        while busy() && begin.elapsed() < FINISH {
-            tokio::time::sleep(LOOK).await;
-        }
-    }
-
-    /// Serves on, without making or ending mounts, until another supervisor has all that it needs to go on.
-    async fn hand_over(self: &Arc<Self>) {
-        self.finish().await;
-        let worker = Arc::clone(self);
-        let given = tokio::task::spawn_blocking(move || worker.keeper.hand_over(&worker.config.run_dir)).await;
-        if let Err(error) = given.map_err(io::Error::other).and_then(|given| given) {
-            tracing::error!(%error, "mounts are served on, but cannot be taken over");
-            std::future::pending::<()>().await;
-        }
-    }
-
-    /// Ends all mounts. False if some are in use.
-    async fn end_all(self: &Arc<Self>) -> bool {
-        let _ = self.stopping.set(());
-        let places: Vec<PathBuf> = self.tables().mounts.keys().cloned().collect();
-        for place in places {
-            if let Err(error) = self.end_mount(place, false).await {
-                tracing::warn!(error = error.error, "a mount stays");
-            }
-        }
-        let left = self.tables().mounts.len();
-        if left > 0 {
-            self.keeper.busy(left);
-            return false;
-        }
-        if self.no_erofs().is_none() {
-            self.end_blobs().await;
-        }
-        true
     }
 
     /// Notices what is unmounted without us.
@@ -394,7 +361,10 @@ impl Node for Front {
     }
 
     async fn umount(&self, mount_point: PathBuf, lazy: bool) -> std::result::Result<(), ApiError> {
-        self.0.check_running()?;
+        // While it leaves, this is what lets it end.
+        if !self.0.leaving.load(Ordering::Relaxed) {
+            self.0.check_running()?;
+        }
         self.0.end_mount(mount_point, lazy).await
     }
 
@@ -439,5 +409,9 @@ impl Node for Front {
         let answer = self.0.keeper.upgrade(binary).await;
         let version = answer.map_err(|error| ApiError::new(ErrorKind::Invalid, format!("cannot upgrade: {error}")))?;
         Ok(UpgradeInfo { version, worker_pid: std::process::id(), pause_ms: 0 })
+    }
+
+    async fn stop(&self, force: bool) -> std::result::Result<StopInfo, ApiError> {
+        self.0.stop_on_request(force).await
     }
 }

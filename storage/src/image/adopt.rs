@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use lazo_format::{Algorithm, Digest, Hasher};
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags};
 
 use super::damaged;
 use super::download::{BUFFER, MAX_UNPACKED, Temporary};
@@ -21,7 +21,7 @@ pub(super) fn adopt(name: &str, images: &Path, files: &Path) -> Result<Kept> {
         // Whoever made the layer has chosen what lies there: nothing but a regular file is opened, wherever a link may lead.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let path = files.join(file);
-        let opened = rustix::fs::openat2(&dir, file, flags, Mode::empty(), ResolveFlags::BENEATH);
+        let opened = rustix::fs::openat(&dir, file, flags, Mode::empty());
         let opened = File::from(opened.map_err(|errno| open_error(&path, errno))?);
         let metadata = opened.metadata().map_err(Error::io("read", &path))?;
         if !metadata.is_file() || metadata.len() > MAX_UNPACKED {

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::super::client::{Client, ClientError};
 use super::super::config::Config;
-use super::super::protocol::{SOCKET, Served, Writable};
+use super::super::protocol::{Held, SOCKET, Served, Writable};
 use super::*;
 
 /// Remembers mounts and makes none. Images called `slow` wait until they are let go.
@@ -121,6 +121,11 @@ impl Node for Small {
         &self.metrics
     }
 
+    async fn stop(&self, force: bool) -> Result<StopInfo, ApiError> {
+        let held = Held { image: "a:b".into(), mount_points: vec!["/m".into()], users: Vec::new() };
+        Ok(StopInfo { held: vec![held], cut: force })
+    }
+
     async fn upgrade(&self, binary: Option<PathBuf>) -> Result<UpgradeInfo, ApiError> {
         let missing = || ApiError::new(ErrorKind::Invalid, "there is no such program");
         binary.filter(|path| path.exists()).ok_or_else(missing)?;
@@ -222,6 +227,9 @@ fn it_can_be_looked_at() {
     assert!(server.request("GET", "/metrics", "").contains("lazo_read_bytes_total 17\n"));
     assert!(server.request("GET", "/v1/cache", "").ends_with(r#"{"disk_bytes":0,"limit_bytes":0,"blobs":[]}"#));
     assert!(server.request("POST", "/v1/cache/prune", "").contains(r#""disk_bytes":0"#));
+    let stopped = client.stop(true).unwrap();
+    assert!(stopped.cut && stopped.held[0].image == "a:b");
+    assert!(!client.stop(false).unwrap().cut);
     assert!(server.request("POST", "/v1/upgrade", r#"{"binary": "/proc/self/exe"}"#).contains(r#""pause_ms":3"#));
     assert_eq!(client.upgrade(Some("/not/there".as_ref())).unwrap_err().kind(), Some(ErrorKind::Invalid));
 }
@@ -236,6 +244,8 @@ fn what_makes_no_sense_is_refused() {
         ("PUT", "/v1/mounts", "", 405, "GET, HEAD, POST, DELETE"),
         ("POST", "/v1/health", "", 405, r#""kind":"method""#),
         ("GET", "/v1/upgrade", "", 405, "POST"),
+        ("GET", "/v1/stop", "", 405, "POST"),
+        ("POST", "/v1/stop", r#"{"forced": true}"#, 400, "forced"),
         ("POST", "/v1/mounts", "", 400, "missing field"),
         ("POST", "/v1/mounts", "{", 400, "wrong"),
         ("POST", "/v1/mounts", r#"{"image": "x", "mount_point": "/m", "raed_only": true}"#, 400, "raed_only"),

@@ -43,7 +43,10 @@ impl Site {
             Order::Overlay { lower, to, writable, parts, how } => {
                 self.overlay(&lower, &to, &writable, &parts, &how).map(done)
             }
-            Order::Unmount { path, lazy } => self.unmount(&path, lazy).map(done),
+            Order::Unmount { path, lazy } => {
+                self.unmount(&path, if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() }).map(done)
+            }
+            Order::Abort { path } => self.unmount(&path, UnmountFlags::DETACH | UnmountFlags::FORCE).map(done),
             Order::Open { path } => Ok((Answer::Done, Some(self.run_dir.file(&path)?))),
             Order::Probe { dir } => {
                 check(&dir)?;
@@ -139,13 +142,12 @@ impl Site {
         Ok(tree)
     }
 
-    fn unmount(&self, path: &Path, lazy: bool) -> Result<(), Refusal> {
+    fn unmount(&self, path: &Path, flags: UnmountFlags) -> Result<(), Refusal> {
         check(path)?;
         let line = table::on_top(&read_table()?, path).ok_or_else(|| not_mounted(path))?;
         if !self.is_ours(&line) {
             return Err(Refusal::new(format!("what is mounted at {} is not lazo's", path.display())));
         }
-        let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
         unmount(path, flags | UnmountFlags::NOFOLLOW).map_err(|error| Refusal {
             busy: error == Errno::BUSY,
             ..match error {

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 use rustix::mount::MountAttrFlags;
 
 /// Changes a mount that is nowhere yet: sets attributes and, if a user namespace is given, maps ids by it.
-pub(super) fn set_mount(
+pub(in crate::node) fn set_mount(
     mount: BorrowedFd<'_>,
     attributes: MountAttrFlags,
     ids: Option<BorrowedFd<'_>>,

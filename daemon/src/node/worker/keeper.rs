@@ -16,8 +16,12 @@ use crate::node::{handover, link};
 pub(super) enum Wish {
     /// Finish what has begun, and end; mounts stay.
     Stop,
-    /// End all mounts, then end.
+    /// End all mounts that nobody uses, and then, when the kernel has done with all images, end.
     End,
+    /// End when nothing is mounted or in use.
+    Leave,
+    /// End now, whoever reads.
+    Cut,
     /// The supervisor has gone.
     Orphaned,
 }
@@ -56,14 +60,14 @@ impl Keeper {
     }
 
     /// Hears wishes from now on.
-    pub(super) fn listen(&self) -> io::Result<mpsc::UnboundedReceiver<Wish>> {
-        let (wishes, heard) = mpsc::unbounded_channel();
+    pub(super) fn listen(&self, wishes: mpsc::UnboundedSender<Wish>) -> io::Result<()> {
         let (link, upgrade) = (Arc::clone(&self.link), Arc::clone(&self.upgrade));
         let listen = move || {
             while let Ok(Some((message, _))) = link::receive(&*link) {
                 let wish = match message {
                     ToWorker::Stop => Wish::Stop,
                     ToWorker::End => Wish::End,
+                    ToWorker::Leave => Wish::Leave,
                     ToWorker::Upgrade(answer) => {
                         let asker = upgrade.lock().unwrap_or_else(PoisonError::into_inner).take();
                         if let Some(asker) = asker {
@@ -77,8 +81,7 @@ impl Keeper {
             }
             let _ = wishes.send(Wish::Orphaned);
         };
-        std::thread::Builder::new().name("lazo-wishes".into()).spawn(listen)?;
-        Ok(heard)
+        std::thread::Builder::new().name("lazo-wishes".into()).spawn(listen).map(drop)
     }
 
     /// Has a file kept for the next worker.
@@ -87,10 +90,9 @@ impl Keeper {
         self.say(&ToSupervisor::Keep { name: name.to_owned() }, &[file])
     }
 
-    /// Serves on without a supervisor until the next one asks for what is kept.
+    /// Waits for the next supervisor to ask for what is kept, and gives it.
     pub(super) fn hand_over(&self, run_dir: &Path) -> io::Result<()> {
-        let kept = std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner));
-        handover::give(run_dir, &kept)
+        handover::give(run_dir, || std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// A file need not be kept any more.
@@ -104,7 +106,7 @@ impl Keeper {
         self.tell(&ToSupervisor::Ready);
     }
 
-    /// Mounts that are in use keep this process from ending.
+    /// Mounts and images that are in use keep this process from ending.
     pub(super) fn busy(&self, mounts: usize) {
         self.tell(&ToSupervisor::Busy { mounts });
     }

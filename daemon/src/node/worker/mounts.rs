@@ -25,6 +25,9 @@ use crate::session;
 /// Threads that take requests for one FUSE tree. A node may have hundreds of trees, and misses do not occupy a thread.
 pub(super) const TREE_THREADS: usize = 2;
 
+/// Ended mounts of an image that are remembered, so that whoever uses a copy of one can be named: thousands may come and go.
+const MAX_LEFT: usize = 16;
+
 /// What is in the kernel.
 #[derive(Default)]
 pub(super) struct Tables {
@@ -219,6 +222,7 @@ impl Worker {
             data: wanted.data,
             plain: Vec::new(),
             sysfs: None,
+            left: Vec::new(),
         };
         self.state.save(&record).map_err(failed)?;
         let fs = self.file_system(opened, &record.data);
@@ -403,6 +407,7 @@ impl Worker {
             image
         };
         self.slots.remove(slot);
+        self.left.notify_waiters();
         if let Some(image) = image {
             self.state.remove::<ImageRecord>(slot);
             tracing::info!(image = image.record.image, slot, "an image is not served any more");
@@ -447,10 +452,18 @@ impl Worker {
         {
             let mut tables = self.tables();
             tables.mounts.remove(&record.mount_point);
+            let image = tables.images.get_mut(&record.slot).map(|image| &mut image.record);
+            if let Some(image) = image.filter(|image| image.left.len() < MAX_LEFT) {
+                image.left.push(record.mount_point.clone());
+                if let Err(error) = self.state.save(image) {
+                    tracing::warn!(slot = record.slot, %error, "cannot complete a record");
+                }
+            }
             self.count(&tables);
         }
         tracing::info!(image = record.image, mount_point = %record.mount_point.display(), "unmounted");
         self.leave_image(record.slot).await;
+        self.left.notify_waiters();
     }
 
     pub(super) fn choose(&self, mode: Mode) -> Result<Served, ApiError> {

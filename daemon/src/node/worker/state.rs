@@ -39,6 +39,9 @@ pub(super) struct ImageRecord {
     /// Where the kernel shows it below `/sys/fs` as long as anybody uses it.
     #[serde(default)]
     pub(super) sysfs: Option<String>,
+    /// Where mounts of it were that have ended. Copies of them, as overlays have, may live.
+    #[serde(default)]
+    pub(super) left: Vec<PathBuf>,
 }
 
 /// Where an image's data comes from, as requested. Mounts with equal ones share the image.
