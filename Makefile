@@ -48,8 +48,9 @@ fuzz: ## every fuzz target for FUZZ_SECONDS (60) each
 		RUSTC_BOOTSTRAP=1 cargo fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 || exit 1; \
 	done
 
-corpus: install-deps ## the images that the tests convert, under target/corpus
+corpus: install-deps ## the images that the tests convert, and a root with systemd, under target/corpus
 	scripts/corpus small hostile debian >/dev/null
+	scripts/systemd-root >/dev/null
 
 install-deps: ## packages and tools, on Debian 12
 	@scripts/install-deps

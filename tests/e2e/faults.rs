@@ -32,7 +32,7 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(corpus: &str) -> Self {
+    fn new(corpus: &'static str) -> Self {
         Self::before(Served::new(corpus))
     }
 

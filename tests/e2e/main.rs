@@ -19,5 +19,6 @@ mod options;
 #[path = "../support/mod.rs"]
 mod support;
 mod survive;
+mod systemd;
 mod tree;
 mod verified;

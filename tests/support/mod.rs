@@ -15,6 +15,7 @@ pub(crate) mod own;
 pub(crate) mod random;
 pub(crate) mod registry;
 pub(crate) mod served;
+pub(crate) mod systemd;
 pub(crate) mod tokens;
 
 use std::{

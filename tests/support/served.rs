@@ -28,20 +28,21 @@ pub(crate) struct Served {
     pub(crate) registry: Registry,
     pub(crate) layout: PathBuf,
     pub(crate) manifest: Manifest,
+    corpus: &'static str,
     original: Original,
 }
 
 impl Served {
-    pub(crate) fn new(corpus: &str) -> Self {
+    pub(crate) fn new(corpus: &'static str) -> Self {
         Self::with(corpus, "")
     }
 
     /// `more`: of the registry's configuration.
-    pub(crate) fn with(corpus: &str, more: &str) -> Self {
+    pub(crate) fn with(corpus: &'static str, more: &str) -> Self {
         let (scratch, layout) = (Scratch::new(), converted(corpus, "gzip"));
         let registry = Registry::over(&scratch, "registry", &pushed(corpus), more);
         let manifest = Manifest::of(&layout, "lazo");
-        Self { scratch, registry, layout, manifest, original: Original::of(corpus) }
+        Self { scratch, registry, layout, manifest, corpus, original: Original::of(corpus) }
     }
 
     /// `docker://HOST/NAME` at the registry itself.
@@ -57,6 +58,11 @@ impl Served {
     /// Ends the registry.
     pub(crate) fn without_registry(self) -> (Scratch, Original) {
         (self.scratch, self.original)
+    }
+
+    /// The directory where a docker-registry has the image, for one of the test's own. Nothing there may be changed.
+    pub(crate) fn storage(&self) -> PathBuf {
+        pushed(self.corpus)
     }
 
     /// The tree that it was made of.
