@@ -4,12 +4,14 @@
 //! serve    one mount from open image to unmount: what `lazo mount` runs
 //!   ├ fs       what the filesystem says: names, attributes, bytes; straight from the mapped bootstrap, knows no FUSE
 //!   ├ fuse     translates between fuser and fs
+//!   │  └ caller what a process that asks may see
 //!   ├ kernel   mount(2), umount(2), the mount table, read-ahead of the mount
 //!   ├ watch    counts reads, says in the log who waits for what
 //!   ├ endpoint answers `GET /metrics`
 //!   └ record   who serves which mount, for `lazo umount`
 //! ```
 
+mod caller;
 mod endpoint;
 mod error;
 mod fs;
