@@ -169,7 +169,7 @@ async fn an_overlay_writes_where_nobody_else_does() {
         assert!(refusal.message.contains(words), "{name}: {refusal}");
         assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0, "{name}");
     }
-    // One's own, and one whose name leads elsewhere since it was opened is the one that was opened.
+    // One's own. The mount table has its path, by which others find out that it is in use, though the kernel was given the open file.
     let (path, order) = dir("own");
     chown(&path, Some(USER), None).unwrap();
     rig.done(order).await;
