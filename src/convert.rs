@@ -52,6 +52,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "LEVEL", default_value_t = lazo_converter::DEFAULT_COMPRESSION_LEVEL,
           value_parser = clap::value_parser!(i32).range(1..=22), help_heading = "Layout")]
     compression_level: i32,
+    /// Have the image served as a FUSE tree, so that its programs can open files with O_DIRECT: for one whose programs fail with
+    /// "Invalid argument"; the label lazo.direct-io=true of the image does the same
+    #[arg(long, help_heading = "Layout")]
+    direct_io: bool,
     /// Threads that compress [default: one a core]; the result does not depend on it
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
@@ -99,7 +103,7 @@ impl Args {
     }
 
     fn options(&self, cancel: Arc<AtomicBool>) -> anyhow::Result<Options> {
-        let mut options = Options { compact: self.compact, cancel, ..Options::default() };
+        let mut options = Options { compact: self.compact, direct_io: self.direct_io, cancel, ..Options::default() };
         options.platforms = match (&self.platform, self.all_platforms) {
             (_, true) => Platforms::All,
             (Some(platform), false) => Platforms::One(platform.clone()),

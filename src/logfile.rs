@@ -1,9 +1,9 @@
 //! The log of a process that serves a mount: one file and the one before it, each of bounded size.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 /// When a log has this many bytes, a new one begins. With lines in their bounds, one holds hours of an outage, and else months.
@@ -12,12 +12,17 @@ const MAX_LOG: u64 = 8 << 20;
 /// Opens a log for appending. One that is full becomes `NAME.1`, in place of what was called so.
 pub(crate) fn open(path: &Path) -> io::Result<File> {
     if let Some(dir) = path.parent() {
-        DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+        lazo_daemon::make_private_dir(dir)?;
     }
     if fs::metadata(path).is_ok_and(|metadata| metadata.len() >= MAX_LOG) {
         fs::rename(path, before(path))?;
     }
-    OpenOptions::new().create(true).append(true).open(path)
+    append(path)
+}
+
+/// For this user alone: logs name images, paths and hosts.
+fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }
 
 /// What a log is called when another has begun.
@@ -41,14 +46,14 @@ pub(crate) struct Bounded {
 impl Bounded {
     /// For the log at `path`, which standard error is already.
     pub(crate) fn new(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        let file = append(path)?;
         let written = file.metadata()?.len();
         Ok(Self { path: path.to_owned(), file, written, most: MAX_LOG, with_stderr: true })
     }
 
     fn begin_another(&mut self) -> io::Result<()> {
         fs::rename(&self.path, before(&self.path))?;
-        self.file = OpenOptions::new().create(true).append(true).open(&self.path)?;
+        self.file = append(&self.path)?;
         if self.with_stderr {
             rustix::stdio::dup2_stderr(&self.file)?;
         }

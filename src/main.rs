@@ -24,6 +24,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
+use rustix::fs::Mode;
+use rustix::process::umask;
 
 use global::Global;
 
@@ -71,6 +73,11 @@ impl Command {
         }
     }
 
+    /// Whether it writes files that are meant for others: images that it makes. All else is lazo's own.
+    fn writes_for_others(&self) -> bool {
+        matches!(self, Self::Convert(_) | Self::Demo(_))
+    }
+
     fn run(self, global: &Global) -> anyhow::Result<()> {
         match self {
             Self::Convert(args) => args.run(global),
@@ -90,6 +97,9 @@ impl Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if !cli.command.writes_for_others() {
+        umask(Mode::RWXG | Mode::RWXO);
+    }
     let level = cli.command.log_level(&cli.global);
     let logging = level.and_then(|level| cli.global.start_logging(&level, cli.command.log_file()));
     match logging.and_then(|()| cli.command.run(&cli.global)) {

@@ -19,7 +19,7 @@ use anyhow::{Context as _, bail};
 use clap::builder::RangedU64ValueParser;
 use lazo_daemon::node::client::Client;
 use lazo_daemon::node::protocol;
-use lazo_daemon::{MetricsAddr, MountOptions};
+use lazo_daemon::{MetricsAddr, MountOptions, Restrictions};
 use lazo_registry::{ImageRef, Platform};
 use lazo_storage::cache::{CacheOptions, Limit, parse_size};
 use lazo_storage::{Policy, SourceSpec, SpecError};
@@ -59,6 +59,10 @@ pub(crate) struct Args {
     /// Which of the image's platforms [default: this machine's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<Platform>,
+    /// What files of the image can do, as for mount(8), several joined by commas: by default, set-user-ID bits, file capabilities and
+    /// device files have no effect; `-o suid,dev` gives them theirs
+    #[arg(short = 'o', value_name = "OPTION", value_enum, value_delimiter = ',')]
+    mount_options: Vec<MountOption>,
     /// Serve the mount from this very process, with its log on stderr, until it is unmounted or interrupted
     #[arg(long)]
     foreground: bool,
@@ -120,7 +124,7 @@ impl FromStr for Source {
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum Mode {
-    /// The best that this machine can do; as configured, with a node daemon
+    /// The best that this machine can do; as configured, with a node daemon; fuse for an image that asks for direct I/O
     Auto,
     /// The kernel's EROFS on blobs that the node daemon serves
     Erofs,
@@ -138,14 +142,36 @@ impl From<Mode> for protocol::Mode {
     }
 }
 
+/// As mount(8) takes them: of two that contradict each other, the later one counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Restriction {
-    /// Set-user-ID and set-group-ID bits and file capabilities mean nothing
+enum MountOption {
+    /// Set-user-ID and set-group-ID bits and file capabilities mean nothing: the default
     Nosuid,
-    /// Device files cannot be opened
+    /// They have their effect
+    Suid,
+    /// Device files cannot be opened: the default
     Nodev,
+    /// They can be
+    Dev,
     /// Nothing can be executed
     Noexec,
+    /// Programs can be: the default
+    Exec,
+}
+
+fn restrictions(options: &[MountOption]) -> Restrictions {
+    let mut result = Restrictions::default();
+    for option in options {
+        match option {
+            MountOption::Nosuid => result.nosuid = true,
+            MountOption::Suid => result.nosuid = false,
+            MountOption::Nodev => result.nodev = true,
+            MountOption::Dev => result.nodev = false,
+            MountOption::Noexec => result.noexec = true,
+            MountOption::Exec => result.noexec = false,
+        }
+    }
+    result
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -242,6 +268,7 @@ impl Args {
             sources: self.data.source.iter().map(|source| source.spec.clone()).collect(),
             policy,
             log: self.background_log.clone(),
+            restrictions: restrictions(&self.mount_options),
         })
     }
 
@@ -261,8 +288,10 @@ impl Args {
     }
 
     fn start(&self, global: &Global) -> anyhow::Result<()> {
-        let log = global.absolute()?.run_dir().join("logs").join(log_name(&std::path::absolute(&self.dir)?));
+        let run_dir = global.absolute()?.run_dir().to_owned();
+        let log = run_dir.join("logs").join(log_name(&std::path::absolute(&self.dir)?));
         let failed = || format!("cannot write the log {}; choose another place with --run-dir", log.display());
+        lazo_daemon::node::make_run_dir(&run_dir).with_context(failed)?;
         let file = logfile::open(&log).with_context(failed)?;
         let log_start = file.metadata().with_context(failed)?.len();
         let mut child = Command::new("/proc/self/exe")
@@ -344,6 +373,21 @@ mod tests {
         let text = |source: &str| source.parse::<Source>().unwrap().text;
         assert_eq!(text("https://user:secret@host/path"), "https://user:secret@host/path");
         assert_eq!(text("oci:nas"), format!("oci:{}", std::path::absolute("nas").unwrap().display()));
+    }
+
+    #[test]
+    fn what_could_give_rights_has_to_be_asked_for() {
+        use MountOption::{Dev, Exec, Nodev, Noexec, Nosuid, Suid};
+        for (options, expected) in [
+            (&[][..], (true, true, false)),
+            (&[Suid], (false, true, false)),
+            (&[Suid, Dev], (false, false, false)),
+            (&[Dev, Noexec], (true, false, true)),
+            (&[Suid, Dev, Nosuid, Nodev, Noexec, Exec], (true, true, false)),
+        ] {
+            let found = restrictions(options);
+            assert_eq!((found.nosuid, found.nodev, found.noexec), expected, "{options:?}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use flate2::{Compression, GzBuilder};
-use lazo_format::media::{BOOTSTRAP_PATH, INDEX_PATH};
+use lazo_format::media::{BOOTSTRAP_PATH, DIRECT_IO_PATH, INDEX_PATH};
 use lazo_format::{
     BlobIndex, ChunkIndex, Device, Digest, Extent, IndexContents, Node, NodeId, NodeKind, PrefetchRange, Tree,
     encode_index, write_bootstrap,
@@ -28,6 +28,8 @@ pub(crate) struct Assembled {
     /// Content of the regular files that the tree shows, hard links counted once, in bytes.
     pub(crate) file_bytes: u64,
     pub(crate) prefetch_chunks: u64,
+    /// Whether the image is to be served so that its files can be opened with `O_DIRECT`.
+    pub(crate) direct_io: bool,
 }
 
 /// Builds everything. `blobs` holds the blob of each layer; `prefetch` the files of the list, in order.
@@ -36,6 +38,7 @@ pub(crate) fn assemble(
     contents: &Contents,
     blobs: &[Blob],
     prefetch: &[FileId],
+    direct_io: bool,
 ) -> Result<Assembled, Error> {
     let root = merge.root();
     let mut builder = Builder { contents, blobs, devices: used_blobs(&merge, contents, blobs.len()) };
@@ -62,9 +65,19 @@ pub(crate) fn assemble(
     index.prefetch = builder.prefetch(prefetch, &first_chunks);
     let prefetch_chunks = index.prefetch.iter().map(|range| u64::from(range.count)).sum();
     let index = encode_index(&index, &bootstrap)?;
-    let (layer, diff_id) = bootstrap_layer(&bootstrap, &index);
+    let (layer, diff_id) = bootstrap_layer(&bootstrap, &index, direct_io);
     let (bootstrap_size, index_size) = (bootstrap.len() as u64, index.len() as u64);
-    Ok(Assembled { blobs: used, layer, diff_id, bootstrap_size, index_size, entries, file_bytes, prefetch_chunks })
+    Ok(Assembled {
+        blobs: used,
+        layer,
+        diff_id,
+        bootstrap_size,
+        index_size,
+        entries,
+        file_bytes,
+        prefetch_chunks,
+        direct_io,
+    })
 }
 
 /// The layers whose blobs the visible files point into, with their device numbers.
@@ -165,7 +178,7 @@ impl Builder<'_> {
 }
 
 /// Packs bootstrap and index as a layer that every runtime can unpack; the same bytes each time.
-fn bootstrap_layer(bootstrap: &[u8], index: &[u8]) -> (Vec<u8>, Digest) {
+fn bootstrap_layer(bootstrap: &[u8], index: &[u8], direct_io: bool) -> (Vec<u8>, Digest) {
     let mut tar = tar::Builder::new(Vec::with_capacity(bootstrap.len() + index.len() + 4096));
     let mut add = |path: &str, kind: tar::EntryType, mode: u32, data: &[u8]| {
         let mut header = tar::Header::new_ustar();
@@ -180,6 +193,9 @@ fn bootstrap_layer(bootstrap: &[u8], index: &[u8]) -> (Vec<u8>, Digest) {
     add("image/", tar::EntryType::Directory, 0o755, &[]);
     add(INDEX_PATH, tar::EntryType::Regular, 0o644, index);
     add(BOOTSTRAP_PATH, tar::EntryType::Regular, 0o644, bootstrap);
+    if direct_io {
+        add(DIRECT_IO_PATH, tar::EntryType::Regular, 0o644, &[]);
+    }
     let tar = tar.into_inner().expect("a Vec takes everything");
     let diff_id = Digest::sha256_of(&tar);
     let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::best());

@@ -181,6 +181,7 @@ async fn convert_image(
 ) -> Result<Converted, Error> {
     let config = Config::parse(&source.document(manifest.manifest.config()).await?.bytes)?;
     let layers = layers(&manifest, &config)?;
+    let direct_io = options.direct_io || config.wants_direct_io();
     std::fs::create_dir_all(&work_dir).map_err(|e| io_error("create", &work_dir, e))?;
     let passes = Passes {
         source: source.clone(),
@@ -193,7 +194,7 @@ async fn convert_image(
     let work = tokio::task::spawn_blocking(move || {
         let Packed { merge, contents, blobs, prefetch, uncompressed, entries_read } = passes.run()?;
         let warnings = merge.warnings.clone();
-        let assembled = assemble(merge, &contents, &blobs, &prefetch)?;
+        let assembled = assemble(merge, &contents, &blobs, &prefetch, direct_io)?;
         let stats = contents.stats;
         let compressed = passes.layers.iter().map(|layer| layer.descriptor.size()).sum();
         let summary = ImageSummary {
@@ -275,7 +276,8 @@ fn describe(
     let config = config.converted(&kept, &diff_ids);
     let config_descriptor =
         lazo_registry::descriptor(MediaType::ImageConfig, &Digest::sha256_of(&config), config.len() as u64);
-    let bootstrap = manifest::bootstrap_layer(&Digest::sha256_of(&assembled.layer), assembled.layer.len() as u64);
+    let (digest, size) = (Digest::sha256_of(&assembled.layer), assembled.layer.len() as u64);
+    let bootstrap = manifest::bootstrap_layer(&digest, size, assembled.direct_io);
     let files: Vec<_> = used().map(|blob| (blob.path.clone(), manifest::blob_layer(&blob.digest, blob.size))).collect();
     let layers: Vec<Descriptor> = files.iter().map(|(_, layer)| layer.clone()).chain([bootstrap.clone()]).collect();
     let mut manifest = manifest::manifest(&source.manifest, &config_descriptor, &layers)?;

@@ -51,6 +51,8 @@ pub struct Options {
     pub compact: bool,
     /// What a container reads first. Laid out first in its blobs, and fetched right after a mount.
     pub prefetch: PrefetchList,
+    /// Say that the image's programs open files with `O_DIRECT`, even if no label of its config says so: it is served as a FUSE tree.
+    pub direct_io: bool,
     /// Repository on the destination's registry whose blobs may be mounted instead of uploaded.
     pub mount_from: Option<lazo_registry::ImageRef>,
     /// Set it to make the conversion end with [`Error::Interrupted`].
@@ -75,6 +77,7 @@ impl Default for Options {
             jobs: std::thread::available_parallelism().map_or(1, usize::from),
             compact: false,
             prefetch: PrefetchList::default(),
+            direct_io: false,
             mount_from: None,
             cancel: Arc::default(),
         }

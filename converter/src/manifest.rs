@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use lazo_format::Digest;
-use lazo_format::media::{ANNOTATION_BLOB, ANNOTATION_BOOTSTRAP, BOOTSTRAP_LAYER, BOOTSTRAP_VERSION, LAZO_BLOB};
+use lazo_format::media::{
+    ANNOTATION_BLOB, ANNOTATION_BOOTSTRAP, ANNOTATION_DIRECT_IO, BOOTSTRAP_LAYER, BOOTSTRAP_VERSION, LABEL_DIRECT_IO,
+    LAZO_BLOB, YES,
+};
 use lazo_registry::Document;
 use lazo_registry::oci_spec::image::{Descriptor, ImageManifest, MediaType, Platform};
 use serde_json::{Value, json};
@@ -46,6 +49,12 @@ impl Config {
         Some(platform)
     }
 
+    /// Whether the image says that its programs open files with `O_DIRECT`.
+    pub(crate) fn wants_direct_io(&self) -> bool {
+        let labels = self.0.pointer("/config/Labels");
+        labels.and_then(|labels| labels.get(LABEL_DIRECT_IO)).and_then(Value::as_str) == Some(YES)
+    }
+
     /// The converted image's config: `kept` tells which source layers have a blob, `diff_ids` names the new layers.
     pub(crate) fn converted(mut self, kept: &[bool], diff_ids: &[Digest]) -> Vec<u8> {
         let ids: Vec<String> = diff_ids.iter().map(ToString::to_string).collect();
@@ -66,17 +75,19 @@ impl Config {
 
 /// The descriptor of a blob layer.
 pub(crate) fn blob_layer(digest: &Digest, size: u64) -> Descriptor {
-    annotated(LAZO_BLOB, digest, size, ANNOTATION_BLOB, &digest.to_string())
+    annotated(LAZO_BLOB, digest, size, &[(ANNOTATION_BLOB, &digest.to_string())])
 }
 
-/// The descriptor of the bootstrap layer.
-pub(crate) fn bootstrap_layer(digest: &Digest, size: u64) -> Descriptor {
-    annotated(BOOTSTRAP_LAYER, digest, size, ANNOTATION_BOOTSTRAP, BOOTSTRAP_VERSION)
+/// The descriptor of the bootstrap layer. `direct_io`: of an image that is to be served as a FUSE tree.
+pub(crate) fn bootstrap_layer(digest: &Digest, size: u64, direct_io: bool) -> Descriptor {
+    let all = [(ANNOTATION_BOOTSTRAP, BOOTSTRAP_VERSION), (ANNOTATION_DIRECT_IO, YES)];
+    annotated(BOOTSTRAP_LAYER, digest, size, if direct_io { &all } else { &all[..1] })
 }
 
-fn annotated(media_type: &str, digest: &Digest, size: u64, key: &str, value: &str) -> Descriptor {
+fn annotated(media_type: &str, digest: &Digest, size: u64, annotations: &[(&str, &str)]) -> Descriptor {
     let mut descriptor = lazo_registry::descriptor(media_type.into(), digest, size);
-    descriptor.set_annotations(Some(HashMap::from([(key.to_owned(), value.to_owned())])));
+    let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    descriptor.set_annotations(Some(annotations.collect::<HashMap<_, _>>()));
     descriptor
 }
 

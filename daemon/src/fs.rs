@@ -4,6 +4,7 @@
 //! holds, the answer is an error of [`FsError`], never a panic.
 
 mod path;
+mod xattrs;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,6 +22,10 @@ pub(crate) const BLOCK_SIZE: u32 = 4096;
 
 /// Longest name, as `statfs` reports it.
 pub(crate) const MAX_NAME: u32 = 255;
+
+/// Most entries of a file's chunk map that `stat` counts holes in: 64 GiB in pieces of 1 MiB, at about 0.1 ms, so that a directory of links to
+/// one such file costs no more than its size. A larger file is told to take all of its size, as the kernel's EROFS tells of any.
+const MAX_COUNTED: u64 = 1 << 16;
 
 /// Most runs that one read may be put together from. A request has at most 1 MiB, and a run at least a block.
 const MAX_PIECES: usize = 512;
@@ -215,7 +220,12 @@ impl FileSystem {
     /// # Errors
     /// [`FsError::Bootstrap`] when there is no such inode.
     pub fn attributes(&self, ino: Ino) -> Result<Attributes, FsError> {
-        Ok(attributes(ino, &self.inode(ino)?))
+        let inode = self.inode(ino)?;
+        let data = match inode.file_type {
+            FileType::Regular => self.image.bootstrap().data_bytes(&inode, MAX_COUNTED)?,
+            _ => None,
+        };
+        Ok(attributes(ino, &inode, data.unwrap_or(inode.size)))
     }
 
     /// Finds a name in a directory.
@@ -268,35 +278,6 @@ impl FileSystem {
             return Err(FsError::Caller(Errno::INVAL));
         }
         Ok(self.image.bootstrap().read_link(&inode)?)
-    }
-
-    /// An extended attribute's value, by full name.
-    ///
-    /// # Errors
-    /// `ENODATA`; a damaged bootstrap.
-    pub fn xattr(&self, ino: Ino, name: &[u8]) -> Result<&[u8], FsError> {
-        let inode = self.inode(ino)?;
-        self.image.bootstrap().xattr(&inode, name)?.ok_or(FsError::Caller(Errno::NODATA))
-    }
-
-    /// Full names of all extended attributes, each followed by a NUL.
-    ///
-    /// # Errors
-    /// `E2BIG` over the kernel's limit; a damaged bootstrap.
-    pub fn xattr_names(&self, ino: Ino) -> Result<Vec<u8>, FsError> {
-        /// `XATTR_LIST_MAX` of the kernel.
-        const MOST: usize = 65536;
-        let inode = self.inode(ino)?;
-        let mut names = Vec::new();
-        for xattr in self.image.bootstrap().xattrs(&inode)? {
-            let (name, _) = xattr?;
-            names.extend_from_slice(&name);
-            names.push(0);
-            if names.len() > MOST {
-                return Err(FsError::Caller(Errno::TOOBIG));
-            }
-        }
-        Ok(names)
     }
 
     /// Totals of the image; nothing is free.
@@ -470,7 +451,8 @@ impl FileSystem {
     }
 }
 
-fn attributes(ino: Ino, inode: &Inode) -> Attributes {
+/// `data`: bytes that are not in holes.
+fn attributes(ino: Ino, inode: &Inode, data: u64) -> Attributes {
     Attributes {
         ino,
         file_type: inode.file_type,
@@ -480,7 +462,7 @@ fn attributes(ino: Ino, inode: &Inode) -> Attributes {
         gid: inode.gid,
         rdev: encode_device(inode.rdev),
         size: inode.size,
-        blocks: inode.size.div_ceil(u64::from(BLOCK_SIZE)) * u64::from(BLOCK_SIZE / 512),
+        blocks: data.div_ceil(u64::from(BLOCK_SIZE)) * u64::from(BLOCK_SIZE / 512),
         mtime: system_time(inode.mtime),
     }
 }

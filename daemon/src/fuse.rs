@@ -21,6 +21,7 @@ use lazo_storage::metrics::{From, Metrics};
 use rustix::io::Errno;
 use tokio::runtime::Handle;
 
+use crate::caller;
 use crate::fs::{Attributes, BLOCK_SIZE, Entry, FileSystem, FsError, Ino, MAX_NAME, ReadPlan, Target};
 use crate::watch::{Lines, Read, Watch};
 
@@ -234,6 +235,7 @@ impl Filesystem for Fuse {
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let ino = Ino(ino.0);
         if !self.fs.has_xattrs() {
+            // The kernel stops asking, which a listing with owners and ACLs would do for each file.
             return reply.error(fuser::Errno::ENOSYS);
         }
         match self.fs.xattr(ino, name.as_bytes()) {
@@ -242,12 +244,13 @@ impl Filesystem for Fuse {
         }
     }
 
-    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         let ino = Ino(ino.0);
         if !self.fs.has_xattrs() {
-            return reply.error(fuser::Errno::ENOSYS);
+            // ENOSYS would make the kernel stop asking, but also tell programs that there is no such thing as a list here.
+            return send_xattr(&[], size, reply);
         }
-        match self.fs.xattr_names(ino) {
+        match self.fs.xattr_names(ino, || caller::is_administrator(request.pid())) {
             Ok(names) => send_xattr(&names, size, reply),
             Err(error) => reply.error(self.errno("listxattr", ino, &error)),
         }
@@ -267,7 +270,9 @@ impl Filesystem for Fuse {
         const HOLE: i32 = 4;
         let ino = Ino(ino.0);
         let (Ok(offset), DATA | HOLE) = (u64::try_from(offset), whence) else {
-            return reply.error(fuser::Errno::EINVAL);
+            // Before the beginning there is neither data nor a hole, as for other file systems.
+            let errno = if matches!(whence, DATA | HOLE) { fuser::Errno::ENXIO } else { fuser::Errno::EINVAL };
+            return reply.error(errno);
         };
         let found = self.fs.seek(ino, offset, whence == HOLE);
         match found.map(i64::try_from) {

@@ -31,6 +31,32 @@ pub(crate) struct Mounted {
     pub(crate) device: String,
 }
 
+/// What files of a mount may not do. By default what could give a user of the machine rights that he does not have: an image by name is
+/// whatever its registry says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Restrictions {
+    /// Set-user-ID and set-group-ID bits and file capabilities mean nothing.
+    pub nosuid: bool,
+    /// Device files cannot be opened.
+    pub nodev: bool,
+    /// Nothing can be executed.
+    pub noexec: bool,
+}
+
+impl Default for Restrictions {
+    fn default() -> Self {
+        Self { nosuid: true, nodev: true, noexec: false }
+    }
+}
+
+impl Restrictions {
+    fn flags(self) -> MountFlags {
+        let all =
+            [(self.nosuid, MountFlags::NOSUID), (self.nodev, MountFlags::NODEV), (self.noexec, MountFlags::NOEXEC)];
+        all.into_iter().filter(|(set, _)| *set).map(|(_, flag)| flag).collect()
+    }
+}
+
 /// Checks that something can be mounted at a path, and gives it without links.
 ///
 /// # Errors
@@ -57,7 +83,7 @@ pub fn check_mount_point(path: &Path) -> Result<PathBuf> {
 }
 
 /// Mounts a FUSE filesystem whose requests come from the file returned.
-pub(crate) fn mount(image: &str, path: &Path) -> Result<OwnedFd> {
+pub(crate) fn mount(image: &str, path: &Path, restrictions: Restrictions) -> Result<OwnedFd> {
     let device = OpenOptions::new().read(true).write(true).open("/dev/fuse");
     let device =
         device.map_err(Error::io::<io::Error>("open /dev/fuse; does this kernel have FUSE, and are you root?"))?;
@@ -66,7 +92,8 @@ pub(crate) fn mount(image: &str, path: &Path) -> Result<OwnedFd> {
         format!("fd={},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions", device.as_raw_fd());
     // Made here, of digits and letters.
     let options = CString::new(options).unwrap_or_default();
-    let mounted = rustix::mount::mount(source, path, TYPE, MountFlags::RDONLY, options.as_c_str());
+    let flags = MountFlags::RDONLY | restrictions.flags();
+    let mounted = rustix::mount::mount(source, path, TYPE, flags, options.as_c_str());
     mounted.map_err(|error| match error {
         rustix::io::Errno::PERM | rustix::io::Errno::ACCESS => {
             Error::MountPoint { path: path.to_owned(), reason: format!("{error}; mounting needs root (CAP_SYS_ADMIN)") }

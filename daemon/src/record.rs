@@ -1,7 +1,7 @@
 //! Who serves which mount: `RUN/mounts/MAJOR:MINOR-PID.json`, locked by its process as long as that lives. Beside it is
 //! `MAJOR:MINOR-PID.sock`, at which the process answers.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::kernel::{self, Mounted};
+use crate::private;
 
 /// How long an ended mount's process may take to end. It has nothing left to do then, so that a machine must be very busy for
 /// it to take longer.
@@ -38,7 +39,7 @@ fn place(run_dir: &Path, mounted: &Mounted, pid: u32) -> PathBuf {
 /// The socket of a mount that this process serves. Its directory is there when this returns.
 pub(crate) fn control_socket(run_dir: &Path, mounted: &Mounted) -> Result<PathBuf> {
     let dir = run_dir.join("mounts");
-    fs::create_dir_all(&dir).map_err(Error::io::<io::Error>(format!("make {}", dir.display())))?;
+    private::make_private_dir(&dir).map_err(Error::io::<io::Error>(format!("make {}", dir.display())))?;
     Ok(place(run_dir, mounted, std::process::id()).with_extension("sock"))
 }
 
@@ -55,9 +56,9 @@ impl Record {
         let path = place(run_dir, mounted, content.pid).with_extension("json");
         let write = || {
             if let Some(dir) = path.parent() {
-                fs::create_dir_all(dir)?;
+                private::make_private_dir(dir)?;
             }
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&path)?;
+            let mut file = private::create_file(&path)?;
             flock(&file, FlockOperation::NonBlockingLockExclusive)?;
             file.write_all(&serde_json::to_vec_pretty(content)?)?;
             Ok(file)

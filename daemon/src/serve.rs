@@ -19,9 +19,11 @@ use crate::endpoint::{Endpoint, MetricsAddr};
 use crate::error::{Error, Result};
 use crate::fs::FileSystem;
 use crate::fuse::Fuse;
+use crate::kernel::{self, Restrictions};
+use crate::memory;
+use crate::node::make_run_dir;
 use crate::record::{self, Content, Record};
 use crate::session;
-use crate::{kernel, memory};
 
 /// Threads that take requests from the kernel. Misses do not occupy one, so that this only is for metadata and cached reads
 /// of several processes.
@@ -67,6 +69,8 @@ pub struct MountOptions {
     pub policy: Policy,
     /// Where this process writes its log, for messages.
     pub log: Option<PathBuf>,
+    /// What files of the image may not do.
+    pub restrictions: Restrictions,
 }
 
 impl MountOptions {
@@ -88,6 +92,7 @@ impl MountOptions {
             sources: Vec::new(),
             policy: Policy::default(),
             log: None,
+            restrictions: Restrictions::default(),
         }
     }
 }
@@ -149,7 +154,7 @@ fn run(
     let (name, manifest) = (image.name().to_owned(), image.manifest_digest().to_string());
     let fs = Arc::new(FileSystem::new(image, Arc::clone(&reader)));
 
-    let device = kernel::mount(&name, mount_point)?;
+    let device = kernel::mount(&name, mount_point, options.restrictions)?;
     let mut mount = Mount { path: mount_point, mounted: true };
     let fuse = Fuse::new(fs, Arc::clone(&metrics), runtime.handle().clone());
     let session = session::begin(fuse, device, FUSE_THREADS);
@@ -162,6 +167,7 @@ fn run(
     kernel::raise_read_ahead(&mounted);
     let probe = fs::read_dir(mount_point).and_then(|mut d| d.next().transpose());
     probe.map_err(Error::io::<io::Error>(format!("list {}", mount_point.display())))?;
+    make_run_dir(&options.run_dir).map_err(Error::io::<io::Error>(format!("make {}", options.run_dir.display())))?;
     let control = record::control_socket(&options.run_dir, &mounted)?;
     let _control = Endpoint::start(&MetricsAddr::Unix(control.clone()), Arc::clone(&metrics), runtime.handle())
         .map_err(Error::io::<io::Error>(format!("listen at {}", control.display())))?;

@@ -23,6 +23,9 @@ pub const VERSION: u32 = 1;
 /// last number for holes.
 pub const MAX_DEVICE_SIZE: u64 = u32::MAX as u64 * BLOCK_SIZE;
 
+/// Bytes from an index's start that hold its header and all records of blobs, however many there are.
+pub const MAX_BLOB_TABLE: usize = HEADER_SIZE + MAX_BLOBS * BLOB_SIZE;
+
 /// The index is damaged, from another version, or was asked for something it does not hold.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum IndexError {
@@ -211,6 +214,25 @@ pub fn encode_index(contents: &IndexContents, bootstrap: &[u8]) -> Result<Vec<u8
 fn count(what: &'static str, count: usize, max: u64) -> Result<u32, IndexError> {
     let count = count as u64;
     u32::try_from(count).ok().filter(|_| count <= max).ok_or(IndexError::TooMany { what, count, max })
+}
+
+/// Digests of the blobs that an index is about, in the order of the manifest, from its first [`MAX_BLOB_TABLE`] bytes or all if it has
+/// fewer. What lies behind them is not looked at.
+///
+/// # Errors
+/// [`IndexError`] when this is not the start of an index of this version.
+pub fn blob_digests(start: &[u8]) -> Result<Vec<Digest>, IndexError> {
+    let (_, counts) = wire::header(start)?;
+    let count = counts.blobs as usize;
+    if count > MAX_BLOBS {
+        return Err(IndexError::TooMany { what: "blobs", count: count as u64, max: MAX_BLOBS as u64 });
+    }
+    let table = start.get(HEADER_SIZE..).and_then(|rest| rest.get(..count * BLOB_SIZE));
+    let table = table.ok_or(IndexError::Length { actual: start.len() as u64, expected: counts.chunk_table() })?;
+    let records = table.chunks_exact(BLOB_SIZE).zip(0..).map(|(bytes, number)| {
+        wire::blob(bytes).map(|record| record.digest).ok_or(IndexError::NoBlob(BlobIndex(number)))
+    });
+    records.collect()
 }
 
 /// A chunk index in memory or mapped, read in place.

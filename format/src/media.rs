@@ -8,6 +8,16 @@ pub const ANNOTATION_BLOB: &str = "containerd.io/snapshot/lazo.blob";
 pub const ANNOTATION_BOOTSTRAP: &str = "containerd.io/snapshot/lazo.bootstrap";
 /// Value of [`ANNOTATION_BOOTSTRAP`] for the layout that this crate reads and writes.
 pub const BOOTSTRAP_VERSION: &str = "v1";
+/// Annotation of the bootstrap layer of an image whose programs open files with `O_DIRECT`, which the kernel's EROFS refuses; its value
+/// is [`YES`]. Such an image is served as a FUSE tree.
+pub const ANNOTATION_DIRECT_IO: &str = "containerd.io/snapshot/lazo.direct-io";
+/// Empty file in the bootstrap layer of such an image, so that its chainID is another than that of the same image without the
+/// annotation: containerd takes a layer that it has for the one it is to unpack.
+pub const DIRECT_IO_PATH: &str = "image/direct-io";
+/// Label of an image's config that has the converter write [`ANNOTATION_DIRECT_IO`]; its value is [`YES`].
+pub const LABEL_DIRECT_IO: &str = "lazo.direct-io";
+/// Value of labels and annotations that say yes.
+pub const YES: &str = "true";
 /// Media type of the bootstrap layer: an ordinary layer, so that containerd unpacks it.
 pub const BOOTSTRAP_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 /// Path of the EROFS image inside the bootstrap layer.

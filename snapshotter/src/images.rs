@@ -7,12 +7,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use lazo_daemon::make_private_dir;
 use lazo_daemon::node::client::{Client, ClientError};
-use lazo_daemon::node::protocol::{ErrorKind, MountRequest, SNAPSHOTTER_MOUNTS, SOCKET};
+use lazo_daemon::node::protocol::{ErrorKind, Mode, MountRequest, SNAPSHOTTER_MOUNTS, SOCKET};
 
 use crate::credentials::Credentials;
 
@@ -75,6 +77,8 @@ pub struct ImageMount<'a> {
     pub files: &'a Path,
     /// How owners are shifted, as `lazo mount --map` takes it.
     pub map: Option<&'a str>,
+    /// Its programs open files with `O_DIRECT`, as they can in a FUSE tree only.
+    pub direct_io: bool,
 }
 
 /// The images that are mounted for containerd.
@@ -139,11 +143,18 @@ impl Images {
     /// When it cannot be.
     pub async fn mounted(&self, mount: &ImageMount<'_>) -> Result<PathBuf, ImageError> {
         let path = self.path(mount.id);
-        let made = fs::create_dir_all(&path);
+        // The place itself may be the image's root already, whose mode is the image's.
+        let place = || fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        let made = make_private_dir(&self.dir).and_then(|()| place());
         made.map_err(|source| ImageError::Directory { path: path.clone(), source })?;
         let mut request = MountRequest::new(mount.image.to_owned(), path.clone());
         request.files = Some(mount.files.to_owned());
         request.map = mount.map.map(str::to_owned);
+        if mount.direct_io {
+            request.mode = Mode::Fuse;
+        }
+        // Containers have what containerd gives them: it mounts what they see, with options of its own.
+        (request.nosuid, request.nodev) = (false, false);
         let daemon = self.daemon.clone();
         let image = match mount.manifest {
             Some(manifest) => format!("{} ({manifest})", mount.image),

@@ -26,4 +26,6 @@ pub const UID_MAPPING: &str = "containerd.io/snapshot/uidmapping";
 /// The same for group IDs.
 pub const GID_MAPPING: &str = "containerd.io/snapshot/gidmapping";
 
-pub use lazo_format::media::{ANNOTATION_BLOB as BLOB, ANNOTATION_BOOTSTRAP as BOOTSTRAP};
+pub use lazo_format::media::{
+    ANNOTATION_BLOB as BLOB, ANNOTATION_BOOTSTRAP as BOOTSTRAP, ANNOTATION_DIRECT_IO as DIRECT_IO, YES,
+};

@@ -4,8 +4,10 @@
 //! when nobody listens.
 
 use std::collections::BTreeMap;
+use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use lazo_daemon::bind_unix;
 use lazo_daemon::node::config::{CREDENTIALS, Config};
 use lazo_daemon::node::{inherited, make_run_dir};
 use rustix::fs::Mode;
+use rustix::process::umask;
 use sd_notify::NotifyState;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -59,6 +62,8 @@ fn io_error(action: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
 /// # Errors
 /// When the sockets or the snapshots cannot be used, such as when another snapshotter uses them.
 pub fn run(config: &Config) -> Result<(), Error> {
+    // Snapshots' roots get their modes one by one; all else is for nobody but this process.
+    umask(Mode::RWXG | Mode::RWXO);
     let mut given = inherited().map_err(io_error("use the sockets of the service manager"))?;
     let run_dir = make_run_dir(&config.run_dir).map_err(io_error(format!("make {}", config.run_dir.display())))?;
     let socket = config.snapshotter_socket.clone().unwrap_or_else(|| run_dir.join("snapshotter.sock"));
@@ -103,10 +108,10 @@ fn listener(given: &mut BTreeMap<String, OwnedFd>, name: &str, path: Option<&Pat
     bind(&path).map_err(io_error(format!("listen at {}", path.display())))
 }
 
-/// For root alone: whoever talks to it can read and write snapshots.
+/// For root alone: whoever talks to it can read and write snapshots. A directory that is made for it is like the run directory.
 fn bind(path: &Path) -> io::Result<StdUnixListener> {
     if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir)?;
+        DirBuilder::new().recursive(true).mode(0o711).create(dir)?;
     }
     bind_unix(path, Mode::RUSR | Mode::WUSR)
 }

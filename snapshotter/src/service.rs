@@ -170,6 +170,8 @@ fn code(error: &Error) -> Code {
         | Error::NoImage(_)
         | Error::BareBlobs(_)
         | Error::NoBootstrap { .. }
+        | Error::Index { .. }
+        | Error::OtherBlobs(_)
         | Error::RemappedCopy(_)
         | Error::Image(ImageError::Refused { lasting: true, .. }) => Code::FailedPrecondition,
         Error::Image(ImageError::NoDaemon { .. }) => Code::Unavailable,

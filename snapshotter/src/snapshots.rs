@@ -22,6 +22,7 @@ use crate::filter::{Fields, Filter};
 use crate::images::{ImageMount, Images};
 use crate::store::{Image, Kind, Record, Store};
 
+mod blob;
 mod commit;
 mod create;
 mod directories;
@@ -272,5 +273,6 @@ fn now() -> Timestamp {
 
 /// An order to mount an image.
 fn image_mount<'a>(id: u64, image: &'a Image, files: &'a Path, map: Option<&'a str>) -> ImageMount<'a> {
-    ImageMount { id, image: &image.name, manifest: image.manifest.as_deref(), files, map }
+    let Image { name, manifest, direct_io } = image;
+    ImageMount { id, image: name, manifest: manifest.as_deref(), files, map, direct_io: *direct_io }
 }

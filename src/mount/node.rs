@@ -3,32 +3,30 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
+use lazo_daemon::Restrictions;
 use lazo_daemon::node::client::Client;
 use lazo_daemon::node::protocol::{MountRequest, RegistryOptions, Writable};
 use lazo_storage::cache::parse_size;
 
-use super::{Args, CACHE_LIMIT, Restriction};
+use super::{Args, CACHE_LIMIT, restrictions};
 use crate::global::Global;
 
 /// What only the node daemon can do.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "With the node daemon only")]
 pub(super) struct OfDaemon {
-    /// Make it writable: what is written goes to an existing DIR, below upper, and stays there, or to memory, of SIZE at most, and goes with the mount
+    /// Make it writable: what is written goes to an existing DIR of your own, below upper, and stays there, or to memory, of SIZE at most, and goes with the mount
     #[arg(long, value_name = "DIR|tmpfs[:SIZE]", value_parser = writable)]
     rw: Option<Writable>,
     /// Show files as other users', for user namespaces: INSIDE:OUTSIDE:COUNT, several joined by +; groups as users unless given
     #[arg(long, value_name = "UIDS[,GIDS]")]
     map: Option<String>,
-    /// Restrict what files can do; several joined by commas
-    #[arg(short = 'o', value_name = "RESTRICTION", value_enum, value_delimiter = ',')]
-    restrictions: Vec<Restriction>,
 }
 
 impl OfDaemon {
     /// The first of them that is set, if any, as the user wrote it.
     pub(super) fn first(&self) -> Option<&'static str> {
-        let set = [(self.rw.is_some(), "--rw"), (self.map.is_some(), "--map"), (!self.restrictions.is_empty(), "-o")];
+        let set = [(self.rw.is_some(), "--rw"), (self.map.is_some(), "--map")];
         set.into_iter().find_map(|(set, name)| set.then_some(name))
     }
 }
@@ -85,16 +83,16 @@ fn daemons_own(args: &Args) -> Option<&'static str> {
 }
 
 fn request(args: &Args, global: &Global) -> anyhow::Result<MountRequest> {
-    let has = |restriction| args.of_daemon.restrictions.contains(&restriction);
+    let Restrictions { nosuid, nodev, noexec } = restrictions(&args.mount_options);
     Ok(MountRequest {
         platform: args.platform.as_ref().map(ToString::to_string),
         mode: args.mode.into(),
         prefetch: args.data.prefetch.map(Into::into),
         writable: args.of_daemon.rw.clone(),
         map: args.of_daemon.map.clone(),
-        nosuid: has(Restriction::Nosuid),
-        nodev: has(Restriction::Nodev),
-        noexec: has(Restriction::Noexec),
+        nosuid,
+        nodev,
+        noexec,
         sources: args.data.source.iter().map(|source| source.text.clone()).collect(),
         outage_limit: args.data.outage_limit,
         registry: RegistryOptions {

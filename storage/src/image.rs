@@ -24,7 +24,9 @@ pub(crate) mod stamp;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lazo_format::media::{ANNOTATION_BLOB, ANNOTATION_BOOTSTRAP, BOOTSTRAP_VERSION, LAZO_BLOB};
+use lazo_format::media::{
+    ANNOTATION_BLOB, ANNOTATION_BOOTSTRAP, ANNOTATION_DIRECT_IO, BOOTSTRAP_VERSION, LAZO_BLOB, YES,
+};
 use lazo_format::{BlobIndex, Bootstrap, Digest, Index};
 use lazo_registry::oci_spec::image::{Descriptor, ImageManifest};
 use lazo_registry::{ImageRef, Platform, Source, digest_of};
@@ -42,6 +44,7 @@ pub struct LazoImage {
     manifest_digest: Digest,
     bootstrap: Bootstrap<Mapped>,
     index: Arc<Index<Mapped>>,
+    direct_io: bool,
 }
 
 impl LazoImage {
@@ -130,6 +133,13 @@ impl LazoImage {
         &self.index
     }
 
+    /// Whether its manifest says that its programs open files with `O_DIRECT`, which the kernel's EROFS refuses. An image that came as files
+    /// has none, and whoever brought them knows.
+    #[must_use]
+    pub fn wants_direct_io(&self) -> bool {
+        self.direct_io
+    }
+
     /// Parses, and checks that manifest, bootstrap and index speak of the same blobs. Independent of the number of entries.
     fn assemble(name: String, kept: Kept) -> Result<Self> {
         let layout = kept.manifest.as_ref().map(|manifest| Layout::of(&name, manifest)).transpose()?;
@@ -137,13 +147,15 @@ impl LazoImage {
         if index.header().bootstrap_size != kept.bootstrap.as_ref().len() as u64 {
             return damaged(&name, "the bootstrap has not the size that the chunk index says");
         }
+        let mut direct_io = false;
         if let Some(layout) = layout {
             check_blobs(&name, &layout, &index)?;
+            direct_io = annotation(layout.bootstrap, ANNOTATION_DIRECT_IO) == Some(YES);
         }
         let bad = |source| Error::Bootstrap { image: name.clone(), source };
         let bootstrap = Bootstrap::parse(kept.bootstrap).map_err(bad)?;
         bootstrap.check_devices(&index).map_err(bad)?;
-        Ok(Self { manifest_digest: kept.digest, bootstrap, index: Arc::new(index), name })
+        Ok(Self { manifest_digest: kept.digest, bootstrap, index: Arc::new(index), name, direct_io })
     }
 }
 

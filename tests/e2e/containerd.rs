@@ -2,6 +2,7 @@
 
 mod broken;
 mod cri;
+mod direct;
 mod killed;
 mod many;
 mod outages;

@@ -16,6 +16,8 @@ mod metrics;
 mod mirrors;
 mod mount;
 mod options;
+mod rights;
+mod semantics;
 #[path = "../support/mod.rs"]
 mod support;
 mod survive;

@@ -41,11 +41,36 @@ impl Layer {
         self
     }
 
+    /// A character device for everybody.
+    pub(crate) fn device(mut self, path: &str, major: u32, minor: u32) -> Self {
+        let mut header = tar::Header::new_ustar();
+        header.set_entry_type(tar::EntryType::Char);
+        header.set_mode(0o666);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(1_700_000_000);
+        header.set_size(0);
+        header.set_device_major(major).expect("a number");
+        header.set_device_minor(minor).expect("a number");
+        self.0.append_data(&mut header, path, &[][..]).expect("a member");
+        self
+    }
+
     /// A shell and its tools, of one file.
     pub(crate) fn busybox(self) -> Self {
         let program = fs::read("/bin/busybox").expect("busybox-static: run scripts/install-deps");
         let layer = self.file("bin/busybox", 0o755, &program);
         BUSYBOX.split_whitespace().fold(layer, |layer, name| layer.link(&format!("bin/{name}"), "busybox"))
+    }
+
+    /// One that is a tar already.
+    pub(crate) fn of_tar(bytes: Vec<u8>) -> Self {
+        // The builder adds the end of the archive, which this one has.
+        let end =
+            bytes.chunks(512).rposition(|block| block.iter().any(|byte| *byte != 0)).map_or(0, |last| (last + 1) * 512);
+        let mut builder = tar::Builder::new(Vec::new());
+        builder.get_mut().extend_from_slice(&bytes[..end]);
+        Self(builder)
     }
 
     /// As a tar.
@@ -73,12 +98,26 @@ impl Layer {
 
 /// Converts an image of these layers; the lazo image, as `lazo mount` takes it.
 pub(crate) fn convert(scratch: &Scratch, name: &str, layers: Vec<Layer>) -> String {
+    convert_with(scratch, name, layers, &json!({}), &[])
+}
+
+/// The same, of an image with these fields in its config, by `lazo convert` with these options.
+pub(crate) fn convert_with(
+    scratch: &Scratch,
+    name: &str,
+    layers: Vec<Layer>,
+    fields: &Value,
+    options: &[&str],
+) -> String {
     let (plain, lazo) = (scratch.dir(&format!("{name}-plain")), scratch.join(name));
     let layers: Vec<Value> = layers.into_iter().map(|layer| blob(&plain, TAR, &layer.bytes())).collect();
     let diff_ids: Vec<&Value> = layers.iter().map(|layer| &layer["digest"]).collect();
     let architecture = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
-    let config =
+    let mut config =
         json!({"architecture": architecture, "os": "linux", "rootfs": {"type": "layers", "diff_ids": diff_ids}});
+    for (key, value) in fields.as_object().expect("fields") {
+        config[key] = value.clone();
+    }
     let config = blob(&plain, "application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
     let kind = "application/vnd.oci.image.manifest.v1+json";
     let manifest = json!({"schemaVersion": 2, "mediaType": kind, "config": config, "layers": layers});
@@ -88,7 +127,7 @@ pub(crate) fn convert(scratch: &Scratch, name: &str, layers: Vec<Layer>) -> Stri
     fs::write(plain.join("index.json"), index.to_string()).expect("the index");
     fs::write(plain.join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#).expect("the mark");
     let (from, to) = (format!("oci:{}:plain", plain.display()), format!("oci:{}:lazo", lazo.display()));
-    scratch.lazo_ok(["convert", &from, &to]);
+    scratch.lazo_ok(["convert", &from, &to].iter().chain(options));
     to
 }
 

@@ -35,6 +35,7 @@ use super::protocol::{
     Released, StopInfo, StopRequest, UmountRequest, UpgradeInfo, UpgradeRequest, Version, WarmRequest,
 };
 use super::stats::Stats;
+use peer::User;
 pub(super) use peer::{Access, listen};
 
 /// Connections at a time; more wait in the kernel. Each holds at most [`MAX_HEAD`] bytes and what [`MAX_CHANGES`] and
@@ -120,7 +121,7 @@ pub(super) async fn serve<N: Node>(listener: StdUnixListener, access: Access, no
             Ok((stream, _)) => {
                 let allowed = access.check(&stream);
                 let permit = match &allowed {
-                    Ok(()) => Arc::clone(&connections).acquire_owned().await.map_err(io::Error::other)?,
+                    Ok(_) => Arc::clone(&connections).acquire_owned().await.map_err(io::Error::other)?,
                     Err(_) => match Arc::clone(&strangers).try_acquire_owned() {
                         Ok(permit) => permit,
                         Err(_) => continue,
@@ -141,13 +142,13 @@ pub(super) async fn serve<N: Node>(listener: StdUnixListener, access: Access, no
 }
 
 /// One connection. What goes wrong with it is the client's to see.
-async fn answer<N: Node>(stream: UnixStream, allowed: Result<(), ApiError>, node: Arc<N>, room: Arc<Room>) {
+async fn answer<N: Node>(stream: UnixStream, allowed: Result<User, ApiError>, node: Arc<N>, room: Arc<Room>) {
     let stranger = allowed.is_err();
     let service = service_fn(move |request| {
         let (node, room, allowed) = (Arc::clone(&node), Arc::clone(&room), allowed.clone());
         async move {
             let answer = match allowed {
-                Ok(()) => respond(request, &node, &room).await,
+                Ok(user) => respond(request, user, &node, &room).await,
                 Err(denied) => Err(denied),
             };
             Ok::<_, Infallible>(answer.unwrap_or_else(|error| refuse(&error)))
@@ -180,7 +181,12 @@ const PATHS: [(&str, &str); 12] = [
     ("/metrics", "GET, HEAD"),
 ];
 
-async fn respond<N: Node>(request: Request<Incoming>, node: &Arc<N>, room: &Room) -> Result<Answer, ApiError> {
+async fn respond<N: Node>(
+    request: Request<Incoming>,
+    user: User,
+    node: &Arc<N>,
+    room: &Room,
+) -> Result<Answer, ApiError> {
     let (head, body) = request.into_parts();
     let path = head.uri.path();
     let Some((_, methods)) = PATHS.iter().find(|(known, _)| *known == path) else {
@@ -192,7 +198,7 @@ async fn respond<N: Node>(request: Request<Incoming>, node: &Arc<N>, room: &Room
     match (&head.method, path) {
         (&Method::POST, "/v1/mounts") => {
             let _permit = room.changes.acquire().await.map_err(internal)?;
-            json(&mount(read(body).await?, node).await?)
+            json(&mount(MountRequest { user, ..read(body).await? }, node).await?)
         }
         (&Method::DELETE, _) => {
             let _permit = room.views.acquire().await.map_err(internal)?;

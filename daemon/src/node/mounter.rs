@@ -103,6 +103,8 @@ pub(super) enum Order {
         to: PathBuf,
         /// Where what is written goes.
         writable: Writable,
+        /// Who asks, a user's number: a directory to write to must be his, or root's.
+        user: u32,
         /// A directory of its own in [`PARTS`], which is there while the order is carried out.
         parts: PathBuf,
         /// With what restrictions.

@@ -127,11 +127,11 @@ pub struct MountRequest {
     /// Shifts owners: `UIDS[,GIDS]`, each `INSIDE:OUTSIDE:COUNT`; the groups as the users if missing.
     #[serde(default)]
     pub map: Option<String>,
-    /// Set-user-ID and set-group-ID bits and file capabilities mean nothing.
-    #[serde(default)]
+    /// Set-user-ID and set-group-ID bits and file capabilities mean nothing; so if missing.
+    #[serde(default = "yes")]
     pub nosuid: bool,
-    /// Device files cannot be opened.
-    #[serde(default)]
+    /// Device files cannot be opened; so if missing.
+    #[serde(default = "yes")]
     pub nodev: bool,
     /// Nothing can be executed.
     #[serde(default)]
@@ -145,6 +145,9 @@ pub struct MountRequest {
     /// How to reach registries.
     #[serde(default)]
     pub registry: RegistryOptions,
+    /// Who asks, a user's number: the daemon's to say.
+    #[serde(skip)]
+    pub user: u32,
 }
 
 impl MountRequest {
@@ -160,14 +163,20 @@ impl MountRequest {
             prefetch: None,
             writable: None,
             map: None,
-            nosuid: false,
-            nodev: false,
+            nosuid: true,
+            nodev: true,
             noexec: false,
             sources: Vec::new(),
             outage_limit: None,
             registry: RegistryOptions::default(),
+            user: 0,
         }
     }
+}
+
+/// What is safe if nobody says otherwise.
+fn yes() -> bool {
+    true
 }
 
 /// `DELETE /v1/mounts`.
@@ -438,12 +447,14 @@ mod tests {
             ..MountRequest::new("oci:/i:t".into(), "/mnt".into())
         };
         assert_eq!(request, expected);
+        assert!(request.nosuid && request.nodev && !request.noexec, "what could give a user rights needs a word");
         let text = serde_json::to_string(&expected).unwrap();
         assert_eq!(serde_json::from_str::<MountRequest>(&text).unwrap(), expected);
         let directory: Writable = serde_json::from_str(r#"{"directory": "/rw"}"#).unwrap();
         assert_eq!(directory, Writable::Directory("/rw".into()));
         for wrong in [
             r#"{"image": "x", "mount_point": "/m", "imagee": 1}"#,
+            r#"{"image": "x", "mount_point": "/m", "user": 1000}"#,
             r#"{"image": "x"}"#,
             r#"{"image": "x", "mount_point": "/m", "mode": "best"}"#,
             r#"{"image": "x", "mount_point": "/m", "registry": {"insecure": true}}"#,

@@ -47,6 +47,7 @@ use crate::node::protocol::{
 };
 use crate::node::supervisor::Begin;
 use crate::node::{handover, harden};
+use crate::private::make_private_dir;
 use crate::serve::runtime;
 use blobs::Slots;
 use ending::End;
@@ -125,7 +126,9 @@ pub(super) fn run() -> Result<()> {
         Keeper::begin(link).map_err(Error::io::<io::Error>("hear from the supervisor"))?;
     let config = &begin.config;
     let made = |dir: &Path| Error::io::<io::Error>(format!("make {}", dir.display()));
-    std::fs::create_dir_all(&config.state_dir).map_err(made(&config.state_dir))?;
+    if !config.state_dir.is_dir() {
+        make_private_dir(&config.state_dir).map_err(made(&config.state_dir))?;
+    }
     // As the mount table has it.
     begin.config.run_dir = make_run_dir(&config.run_dir).map_err(made(&config.run_dir))?;
     let config = &begin.config;
@@ -152,7 +155,8 @@ pub(super) fn run() -> Result<()> {
     std::process::exit(code);
 }
 
-/// Makes the run directory. Others may pass through it, to the control socket. Gives its path without links.
+/// Makes the run directory, with mode 0711 if it is not there: others may pass through it, to the control socket, but see nothing. All
+/// that is made in it is for nobody else. Gives its path without links.
 ///
 /// # Errors
 /// When it cannot be made.

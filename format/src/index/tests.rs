@@ -150,3 +150,19 @@ fn refuses_other_files() {
     assert!(index.chunk(ChunkIndex(0)).unwrap_err().to_string().contains("encoding"));
     assert!(index.chunk(ChunkIndex(1)).is_ok());
 }
+
+#[test]
+fn the_blobs_are_known_from_the_start_alone() {
+    for blobs in [0, 1, 30] {
+        let contents = contents(blobs);
+        let expected: Vec<Digest> = contents.blobs.iter().map(|blob| blob.digest).collect();
+        let bytes = encode_index(&contents, b"").unwrap();
+        let table = HEADER_SIZE + expected.len() * BLOB_SIZE;
+        for length in [table, bytes.len()] {
+            assert_eq!(blob_digests(&bytes[..length]).as_ref(), Ok(&expected));
+        }
+        for length in [0, 8, HEADER_SIZE - 1].into_iter().chain((blobs > 0).then_some(table - 1)) {
+            assert!(blob_digests(&bytes[..length]).is_err(), "{length} bytes of {blobs} blobs");
+        }
+    }
+}

@@ -156,12 +156,21 @@ pub(crate) fn own(image: &[u8], contents: &Devices) -> Listing {
             // One entry a call: cookies must resume.
             while let Some(entry) = bootstrap.read_dir(&inode, cookie).unwrap().next() {
                 let entry = entry.unwrap();
+                // A cookie that no entry has means the entry that comes next.
+                for between in [1, 11] {
+                    let next = bootstrap.read_dir(&inode, cookie + between).unwrap().next().transpose().unwrap();
+                    let expected = bootstrap.read_dir(&inode, entry.next_cookie).unwrap().next().transpose().unwrap();
+                    assert_eq!(next, expected, "{} behind {cookie}", between);
+                }
                 cookie = entry.next_cookie;
                 assert_eq!(bootstrap.lookup(&inode, entry.name), Ok(Some((entry.nid, entry.file_type))));
                 if entry.name != b"." && entry.name != b".." {
                     assert_eq!(bootstrap.inode(entry.nid).unwrap().file_type, entry.file_type);
                     pending.push((join(&path, entry.name), entry.nid));
                 }
+            }
+            for behind in [1, 4095, 1 << 40, u64::MAX] {
+                assert!(bootstrap.read_dir(&inode, cookie.saturating_add(behind)).unwrap().next().is_none());
             }
             assert_eq!(bootstrap.lookup(&inode, b"\xff no such name"), Ok(None));
             assert_eq!(bootstrap.lookup(&inode, b""), Ok(None));
@@ -225,6 +234,12 @@ fn own_content(bootstrap: &Bootstrap<&[u8]>, inode: &Inode, contents: &Devices) 
     }
     assert_eq!(offset, inode.size);
     assert_eq!(bootstrap.extent(inode, inode.size).unwrap().length, 0);
+    let data = extents.iter().filter(|extent| extent.location.is_some());
+    let data = data.map(|extent| extent.length.next_multiple_of(BLOCK_SIZE)).sum();
+    assert_eq!(bootstrap.data_bytes(inode, u64::MAX), Ok(Some(data)));
+    if inode.size > 0 {
+        assert_eq!(bootstrap.data_bytes(inode, 0), Ok(None), "its map has entries");
+    }
     file_content(&extents, contents)
 }
 

@@ -1,23 +1,28 @@
 //! `Commit`.
 
-use std::fs;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::sync::Arc;
 
+use lazo_format::index::{MAX_BLOB_TABLE, blob_digests};
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+
 use super::create::image_of;
-use super::error::Error;
+use super::error::{Error, file};
 use super::mounts::Base;
 use super::{Labels, Snapshots, image_mount, kept, now, start};
 use crate::labels;
 use crate::store::{Kind, Record, Role};
 
 /// What every bootstrap layer has, below its root.
-const BOOTSTRAP_FILES: [&str; 2] = ["image/bootstrap", "image/index"];
+const BOOTSTRAP: &str = "image/bootstrap";
+const INDEX: &str = "image/index";
 
 impl Snapshots {
     /// Makes what was written under a key a layer with a name. Its labels are those given here and no others.
     ///
     /// # Errors
-    /// When the key is not there or not active, the name is taken, or a bootstrap lacks its files.
+    /// When the key is not there or not active, the name is taken, or a bootstrap lacks its files or is not that of the blobs below it.
     pub async fn commit(self: &Arc<Self>, name: String, key: String, labels: Labels) -> Result<(), Error> {
         let committing = self.blocking({
             let name = name.clone();
@@ -40,7 +45,7 @@ impl Snapshots {
         }
         let found = active(key, self.store.get(key)?)?;
         if found.role() == Role::Bootstrap {
-            self.check_bootstrap(key, found.id)?;
+            self.check_bootstrap(key, &found)?;
         }
         // Measured before the change begins, so that others need not wait for it.
         let usage = self.disk_usage(found.id)?;
@@ -64,13 +69,28 @@ impl Snapshots {
         })
     }
 
-    fn check_bootstrap(&self, key: &str, id: u64) -> Result<(), Error> {
-        let files = self.directories.files(id);
-        let missing = |path: &&str| !fs::symlink_metadata(files.join(path)).is_ok_and(|metadata| metadata.is_file());
-        match BOOTSTRAP_FILES.into_iter().find(missing) {
-            Some(path) => Err(Error::NoBootstrap { key: key.to_owned(), path }),
-            None => Ok(()),
-        }
+    /// Checks that a bootstrap is of the image whose blobs lie below it. Its files are what its layer's author has put there, so that no
+    /// link is followed.
+    fn check_bootstrap(&self, key: &str, record: &Record) -> Result<(), Error> {
+        let files = self.directories.files(record.id);
+        let root = File::open(&files).map_err(file("open", &files))?;
+        let open = |path: &'static str| {
+            let missing = |_: io::Error| Error::NoBootstrap { key: key.to_owned(), path };
+            // What is no file is not waited for.
+            let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+            let opened = openat2(&root, path, flags, Mode::empty(), resolve).map_err(io::Error::from);
+            let opened = File::from(opened.map_err(missing)?);
+            let is_file = opened.metadata().map_err(missing)?.is_file();
+            if is_file { Ok(opened) } else { Err(Error::NoBootstrap { key: key.to_owned(), path }) }
+        };
+        open(BOOTSTRAP)?;
+        let mut start = Vec::new();
+        open(INDEX)?.take(MAX_BLOB_TABLE as u64).read_to_end(&mut start).map_err(file("read", &files.join(INDEX)))?;
+        let of_index = blob_digests(&start).map_err(|source| Error::Index { key: key.to_owned(), source })?;
+        let parents = if record.parent.is_empty() { Vec::new() } else { self.store.chain(&record.parent)? };
+        let below = parents.iter().rev().map(|parent| parent.blob().unwrap_or_default().to_owned());
+        if below.eq(of_index.iter().map(ToString::to_string)) { Ok(()) } else { Err(Error::OtherBlobs(key.to_owned())) }
     }
 
     /// Mounts an image before a container asks for it, so that what it reads first is being fetched already.

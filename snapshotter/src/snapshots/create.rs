@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::blob::{self, Blob};
 use super::directories::{self, Owner};
 use super::error::Error;
 use super::mounts::{self, Base, Lower, Mount, Upper};
 use super::{IMAGE, Labels, Snapshots, image_mount, kept, now, owners};
 use crate::labels;
-use crate::store::{Change, Image, Kind, Owners, Record, Role};
+use crate::store::{Image, Kind, Owners, Record, Role};
 
 /// A snapshot to be made.
 #[derive(Debug, Clone)]
@@ -27,16 +28,6 @@ enum Plan {
     Blob(Box<Blob>),
     /// An ordinary one.
     Ordinary(Box<Ordinary>),
-}
-
-struct Blob {
-    /// Its name.
-    target: String,
-    /// Where it comes from.
-    image: String,
-    record: Record,
-    /// Number of the parent when the plan was made.
-    parent: Option<u64>,
 }
 
 struct Ordinary {
@@ -117,7 +108,15 @@ impl Snapshots {
         let mut record = Record { parent, labels: kept(labels), ..Record::default() };
         record.set_kind(kind);
         if kind == Kind::Active && record.labels.contains_key(labels::BLOB) {
-            return plan_blob(key, record, top);
+            match blob::refuted(&record.labels, &record.parent) {
+                None => return blob::plan(key, record, top).map(|plan| Plan::Blob(Box::new(plan))),
+                Some(reason) => tracing::warn!(
+                    key,
+                    image = record.labels.get(labels::IMAGE_REF),
+                    reason,
+                    "a layer that says it is a lazo blob is taken for an ordinary one"
+                ),
+            }
         }
         if kind == Kind::Active && is_bootstrap(&record.labels) {
             if top.is_some_and(|top| top.role() != Role::Blob) {
@@ -126,30 +125,15 @@ impl Snapshots {
             record.set_role(Role::Bootstrap);
             record.image = Some(image_of(&key, &record.labels)?);
         }
-        record.owners = owners::from_labels(&record.labels)?;
+        // What is unpacked has the owners that the archive says: all images with the layer share it, and its author wrote these labels.
+        if !record.labels.contains_key(labels::TARGET) {
+            record.owners = owners::from_labels(&record.labels)?;
+        }
         let lower = lower_of(&key, &record, &parents)?;
         if lower.image.is_some() && is_remapped_copy(&key) {
             return Err(Error::RemappedCopy(key));
         }
         Ok(Plan::Ordinary(Box::new(Ordinary { key, record, lower, parent: top.map(|top| top.id) })))
-    }
-
-    /// Says how the blob's snapshot is there afterwards, or why not.
-    async fn add_blob(self: &Arc<Self>, blob: Blob) -> Error {
-        let Blob { target, image, mut record, parent } = blob;
-        self.images.warm(&image);
-        let number = self.number();
-        record.id = number.id;
-        let added = self.blocking(move |snapshots| {
-            let added = match snapshots.store.get(&target) {
-                Ok(Some(there)) if is_same_blob(&there, &record, &target) => Ok(()),
-                _ => snapshots.store.change(|change| put_blob(change, &target, &record, parent)),
-            };
-            added.err().unwrap_or(Error::Exists(target))
-        });
-        let error = added.await;
-        drop(number);
-        error
     }
 
     async fn make(self: &Arc<Self>, plan: Ordinary) -> Result<Vec<Mount>, Error> {
@@ -255,24 +239,11 @@ impl Snapshots {
     }
 }
 
-fn plan_blob(key: String, mut record: Record, parent: Option<&Record>) -> Result<Plan, Error> {
-    if parent.is_some_and(|parent| parent.role() != Role::Blob) {
-        return Err(Error::BlobPlace(key));
-    }
-    let Some(target) = record.labels.get(labels::TARGET).cloned() else { return Err(Error::BlobTarget(key)) };
-    let image = image_of(&key, &record.labels)?.name;
-    record.set_kind(Kind::Committed);
-    record.set_role(Role::Blob);
-    record.digest = record.labels.get(labels::BLOB).cloned();
-    record.created = Some(now());
-    record.updated = record.created;
-    Ok(Plan::Blob(Box::new(Blob { target, image, record, parent: parent.map(|parent| parent.id) })))
-}
-
 /// What the labels of a layer say about its image.
 pub(super) fn image_of(key: &str, labels: &Labels) -> Result<Image, Error> {
     let name = labels.get(labels::IMAGE_REF).ok_or_else(|| Error::NoImage(key.to_owned()))?;
-    Ok(Image { name: name.clone(), manifest: labels.get(labels::MANIFEST_DIGEST).cloned() })
+    let direct_io = labels.get(labels::DIRECT_IO).is_some_and(|value| value == labels::YES);
+    Ok(Image { name: name.clone(), manifest: labels.get(labels::MANIFEST_DIGEST).cloned(), direct_io })
 }
 
 /// Whether a bootstrap layer is to be unpacked. Who makes a container has a say in its labels, but none that it is an unpacking.
@@ -296,30 +267,6 @@ fn lower_of(key: &str, record: &Record, parents: &[Record]) -> Result<Lower, Err
 }
 
 /// The parent may have been removed since it was looked at.
-fn check_parent(now: Option<&Record>, record: &Record, before: Option<u64>) -> Result<(), Error> {
+pub(super) fn check_parent(now: Option<&Record>, record: &Record, before: Option<u64>) -> Result<(), Error> {
     if now.map(|parent| parent.id) == before { Ok(()) } else { Err(Error::NoParent(record.parent.clone())) }
-}
-
-/// Whether what is there is this blob, so that containerd, which looks for the target among labels, finds it.
-fn is_same_blob(there: &Record, wanted: &Record, target: &str) -> bool {
-    is_blob(there, wanted) && there.labels.get(labels::TARGET).is_some_and(|label| label == target)
-}
-
-fn is_blob(there: &Record, wanted: &Record) -> bool {
-    there.role() == Role::Blob && there.digest == wanted.digest && there.parent == wanted.parent
-}
-
-fn put_blob(change: &mut Change<'_>, target: &str, record: &Record, parent: Option<u64>) -> Result<(), Error> {
-    match change.get(target)? {
-        None => {
-            check_parent(change.get(&record.parent)?.as_ref(), record, parent)?;
-            change.insert(target, record)?;
-        }
-        Some(mut there) if is_blob(&there, record) => {
-            there.labels.insert(labels::TARGET.to_owned(), target.to_owned());
-            change.put(target, &there)?;
-        }
-        Some(_) => return Err(Error::OtherBlob(target.to_owned())),
-    }
-    Ok(())
 }

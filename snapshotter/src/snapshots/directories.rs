@@ -8,6 +8,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use lazo_daemon::make_private_dir;
+
 use super::error::{Error, file};
 use super::removal;
 
@@ -29,9 +31,9 @@ pub(super) struct Directories {
 }
 
 impl Directories {
-    /// Those below a directory, which is made if it is not there.
+    /// Those below a directory, which is made if it is not there, and is for nobody else.
     pub(super) fn open(root: &Path) -> Result<Self, Error> {
-        fs::DirBuilder::new().recursive(true).mode(PRIVATE).create(root).map_err(file("make the directory", root))?;
+        make_private_dir(root).map_err(file("make the directory", root))?;
         let root = fs::canonicalize(root).map_err(file("find the directory", root))?;
         Ok(Self { root, links: AtomicU64::new(0) })
     }

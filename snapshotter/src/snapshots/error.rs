@@ -73,6 +73,19 @@ pub enum Error {
         /// Below the snapshot's directory.
         path: &'static str,
     },
+    /// The bootstrap layer's chunk index cannot be read.
+    #[error("snapshot {key} is for a lazo image's bootstrap, and its file image/index is damaged; pull the image anew")]
+    Index {
+        /// Which.
+        key: String,
+        /// Cause.
+        source: lazo_format::IndexError,
+    },
+    /// A bootstrap over the blobs of another image.
+    #[error(
+        "snapshot {0} is for a lazo image's bootstrap, which is about other blobs than those below it; this is not an image that lazo made"
+    )]
+    OtherBlobs(String),
     /// Two user namespaces, or half of one.
     #[error("the labels for a user namespace's IDs cannot be understood: {0}")]
     Map(&'static str),

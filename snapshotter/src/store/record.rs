@@ -80,6 +80,9 @@ pub struct Image {
     /// Digest of its manifest.
     #[prost(string, optional, tag = "2")]
     pub manifest: Option<String>,
+    /// Its programs open files with `O_DIRECT`.
+    #[prost(bool, tag = "3")]
+    pub direct_io: bool,
 }
 
 /// How IDs of a user namespace are those of the host: ranges `INSIDE:OUTSIDE:COUNT`, separated by commas.

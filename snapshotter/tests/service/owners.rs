@@ -93,3 +93,24 @@ async fn no_copies_of_whole_images() {
     }
     calls.prepare("default/7/my-remap", &top, &[]).await.unwrap();
 }
+
+/// Annotations of a layer become labels of the snapshot that it is unpacked into, and what is unpacked is shared by all images that have
+/// the layer: its owners are those of the archive.
+#[tokio::test]
+async fn an_image_has_no_say_in_the_owners_of_its_layers() {
+    let served = Served::new().await;
+    let (calls, scratch) = (served.calls(), &served.scratch);
+    let labels: Labels<'_> =
+        &[("containerd.io/snapshot.ref", "sha256:base"), (USERS, "0:1000:65536"), (GROUPS, "0:1000:65536")];
+    for (number, parent) in ["", "default/1/sha256:base"].into_iter().enumerate() {
+        let key = format!("extract-{number}");
+        let mounts = calls.prepare(&key, parent, labels).await.unwrap();
+        assert!(
+            !mounts[0].options.iter().any(|option| option.contains("idmap") || option.contains("uidmap")),
+            "{mounts:?}"
+        );
+        let files = fs::metadata(scratch.state().join(format!("{}/fs", number + 1))).unwrap();
+        assert_eq!((files.uid(), files.gid()), (0, 0));
+        calls.commit(&format!("default/{}/sha256:base", number + 1), &key, &[]).await.unwrap();
+    }
+}

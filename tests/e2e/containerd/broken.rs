@@ -36,7 +36,7 @@ fn tampered(layout: &Path, layer: &Value, member: &str, at: u64) -> Value {
 }
 
 #[test]
-fn a_damaged_tree_fails_the_start_with_the_reason() {
+fn a_damaged_tree_fails_the_pull_or_the_start_with_the_reason() {
     let scratch = Scratch::new();
     let registry = Registry::start(&scratch, "registry");
     convert(&scratch, "app", vec![layer()]);
@@ -52,11 +52,34 @@ fn a_damaged_tree_fails_the_start_with_the_reason() {
         let name = format!("broken:{reason}");
         let image = registry.push(&layout, "edited", &name);
         fs::write(layout.join("index.json"), untagged(&layout)).expect("the index");
+        if member == "image/index" {
+            let said = failure_of(&mut site.pull_command(&image));
+            assert!(said.contains(member) && said.contains("damaged"), "{said}");
+            continue;
+        }
         site.pull(&image, &[]);
         let output = site.run("lazo", &image, "true");
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "{member}: it started");
         assert!(said.contains(name_of(&image)) && said.contains(reason), "{member}: {said}");
+    }
+}
+
+#[test]
+fn an_image_that_takes_the_chain_id_of_another_harms_nobody() {
+    let scratch = Scratch::new();
+    let registry = Registry::start(&scratch, "registry");
+    let layers = vec![layer(), Layer::new().file("data/top", 0o644, b"top\n")];
+    let (plain, lazo) = publish(&scratch, &registry, "app", layers);
+    let base = Manifest::of(&scratch.join("app-plain"), "plain").document["layers"][0]["digest"].clone();
+    edit(&scratch.join("app"), "lazo", |_, diff_ids| diff_ids[0] = base);
+    let hostile = registry.push(&scratch.join("app"), "edited", "hostile:lazo");
+    let _node = Node::with(&scratch, super::CONFIG);
+    let site = Site::start(&scratch);
+    failure_of(&mut site.pull_command(&hostile));
+    for image in [&plain, &lazo] {
+        site.pull(image, &[]);
+        assert_eq!(site.run_ok("lazo", image, "cat /data/top"), "top\n", "{image}");
     }
 }
 

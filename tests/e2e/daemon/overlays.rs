@@ -114,13 +114,13 @@ fn as_user(mounted: &Mounted<'_>, program: &str, arguments: &[&Path]) -> (bool, 
 }
 
 #[test]
-fn rights_of_programs_are_honoured_unless_restricted() {
+fn rights_of_programs_are_honoured_only_if_asked_for() {
     let scratch = Scratch::new();
     let secret = scratch.join("secret");
     fs::write(&secret, "secret").expect("a file");
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("a mode");
     let program = |name: &str| fs::read(Path::new("/usr/bin").join(name)).expect("a program of this machine");
-    let layer = Layer::new().file("whoami", 0o4755, &program("id")).file_with(
+    let layer = Layer::new().device("null", 1, 3).file("whoami", 0o4755, &program("id")).file_with(
         "reader",
         0o755,
         &program("cat"),
@@ -129,14 +129,16 @@ fn rights_of_programs_are_honoured_unless_restricted() {
     let image = crafted::convert(&scratch, "rights", vec![layer]);
     for mode in MODES {
         let node = Node::start(&scratch, mode);
-        for more in [&[][..], &["--rw", "tmpfs"]] {
-            let free = node.mount(&image, "free", more);
+        for more in [&[][..], &["--rw", "tmpfs"], &["--standalone"]] {
+            let free = node.mount(&image, "free", &[more, &["-o", "suid,dev"]].concat());
             assert_eq!(as_user(&free, "whoami", &["-u".as_ref()]), (true, "0".to_owned()), "{mode} {more:?}");
             assert_eq!(as_user(&free, "reader", &[&secret]), (true, "secret".to_owned()), "{mode} {more:?}");
-            let bound = node.mount(&image, "bound", &[more, &["-o", "nosuid"]].concat());
+            File::open(free.path().join("null")).expect("a device");
+            let bound = node.mount(&image, "bound", more);
             assert_eq!(as_user(&bound, "whoami", &["-u".as_ref()]), (true, "1000".to_owned()), "{mode} {more:?}");
             assert!(!as_user(&bound, "reader", &[&secret]).0, "{mode} {more:?}");
-            let still = node.mount(&image, "still", &[more, &["-o", "noexec,nodev"]].concat());
+            assert_eq!(errno(File::open(bound.path().join("null"))), Some(Errno::ACCESS), "{mode} {more:?}");
+            let still = node.mount(&image, "still", &[more, &["-o", "suid,noexec"]].concat());
             assert!(!as_user(&still, "whoami", &["-u".as_ref()]).0, "{mode} {more:?}");
             for mounted in [free, bound, still] {
                 mounted.umount();

@@ -22,6 +22,9 @@ const GROUP: Mode = PRIVATE.union(Mode::RGRP).union(Mode::WGRP);
 /// For all to connect to. Who they are is looked at then.
 const ALL: Mode = GROUP.union(Mode::ROTH).union(Mode::WOTH);
 
+/// A user's number.
+pub(super) type User = u32;
+
 /// Who may use the control socket, besides root and the user that the daemon runs as.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(in super::super) struct Access {
@@ -39,14 +42,15 @@ impl Access {
         Ok(Self { group, users: config.control_uids.clone() })
     }
 
-    pub(super) fn check(&self, stream: &UnixStream) -> Result<(), ApiError> {
+    /// Who has connected, if he may.
+    pub(super) fn check(&self, stream: &UnixStream) -> Result<User, ApiError> {
         let peer = peer::of(stream);
         let peer =
             peer.map_err(|error| ApiError::new(ErrorKind::Denied, format!("cannot see who you are: {error}")))?;
         let own = rustix::process::geteuid().as_raw();
         let in_group = self.group.is_some_and(|group| peer.gid == group || peer.groups.contains(&group));
         if peer.uid == 0 || peer.uid == own || in_group || self.users.contains(&peer.uid) {
-            return Ok(());
+            return Ok(peer.uid);
         }
         let error = format!(
             "user {} may not use the node daemon; its configuration can say so with control_group or control_uids",

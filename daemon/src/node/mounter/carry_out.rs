@@ -40,8 +40,8 @@ impl Site {
             Order::RaiseReadAhead { path, kib } => self.raise_read_ahead(&path, kib).map(done),
             Order::Erofs { path, bootstrap, devices, directio } => self.erofs(&path, &bootstrap, &devices, directio),
             Order::Clone { from, to, how } => self.clone(&from, &to, &how).map(done),
-            Order::Overlay { lower, to, writable, parts, how } => {
-                self.overlay(&lower, &to, &writable, &parts, &how).map(done)
+            Order::Overlay { lower, to, writable, user, parts, how } => {
+                self.overlay(&lower, &to, &writable, user, &parts, &how).map(done)
             }
             Order::Unmount { path, lazy } => {
                 self.unmount(&path, if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() }).map(done)

@@ -3,9 +3,10 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
-    fsmount, fsopen, move_mount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_fd, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 use rustix::path::Arg;
 
@@ -37,6 +38,15 @@ impl Context {
 
     pub(super) fn set(&self, key: &str, value: impl Arg) -> Result<(), Refusal> {
         fsconfig_set_string(&self.file, key, value).map_err(|error| self.refused(key, error))
+    }
+
+    /// Sets a parameter to a file. False if this kernel takes only a path for it.
+    pub(super) fn set_file(&self, key: &str, file: impl AsFd) -> Result<bool, Refusal> {
+        match fsconfig_set_fd(&self.file, key, file) {
+            Ok(()) => Ok(true),
+            Err(Errno::INVAL) => Ok(false),
+            Err(error) => Err(self.refused(key, error)),
+        }
     }
 
     /// Makes the filesystem; it is mounted nowhere yet, and gone again when the file is closed.

@@ -32,6 +32,13 @@ const MEMORY: &str = "memory";
 /// Largest value of an extended attribute in bytes: Linux's XATTR_SIZE_MAX; and largest list of names.
 const MAX_XATTR: usize = 65536;
 
+/// What an overlay writes to, in the directory that a user names: what was written, and what is just being written.
+const UPPER: &str = "upper";
+const WORK: &str = "work";
+
+/// Others than its owner may write to it.
+const OTHERS_WRITE: u32 = 0o022;
+
 /// Directories that overlays which are just being made will write to.
 #[derive(Default)]
 pub(super) struct Uppers(Mutex<HashSet<PathBuf>>);
@@ -42,6 +49,7 @@ impl Site {
         lower: &Path,
         to: &Path,
         writable: &Writable,
+        user: u32,
         parts: &Path,
         how: &How,
     ) -> Result<(), Refusal> {
@@ -61,17 +69,27 @@ impl Site {
             Writable::Tmpfs { size } => (self.memory(&parts.join(MEMORY), *size)?, None),
         };
         let within = user_directory(&upper_in, "write to")?;
-        let (upper, fresh) = make_directory(&within, "upper")?;
+        check_owner(&within, &upper_in, user)?;
+        let (upper, fresh) = make_directory(&within, UPPER)?;
         if fresh {
             copy_root(&source, &upper).map_err(Refusal::io(format!("set up {}/upper", upper_in.display())))?;
         }
-        let (work, _) = make_directory(&within, "work")?;
+        let (work, _) = make_directory(&within, WORK)?;
+        check_owner(&work, &upper_in.join(WORK), 0)?;
         let context = Context::new("overlay")?;
         context.set("source", SOURCE)?;
         context.set("lowerdir", layer(&lower, &source))?;
-        context.set("upperdir", layer(&upper_in.join("upper"), &upper))?;
-        context.set("workdir", layer(&upper_in.join("work"), &work))?;
+        let directories = [("upperdir", UPPER, &upper), ("workdir", WORK, &work)];
+        let mut by_path = Vec::new();
+        for (key, name, directory) in directories {
+            if !context.set_file(key, directory)? {
+                let path = upper_in.join(name);
+                context.set(key, layer(&path, directory))?;
+                by_path.push((path, directory));
+            }
+        }
         let mount = context.create(how.attributes())?;
+        by_path.iter().try_for_each(|(path, directory)| check_same(path, directory))?;
         attach(&mount, &directory).map_err(Refusal::io(format!("mount at {}", to.display())))
     }
 
@@ -162,7 +180,7 @@ impl Uppers {
         }
         let held = Held { uppers: self, path: path.to_owned() };
         let table = read_table()?;
-        let upper = path.join("upper");
+        let upper = path.join(UPPER);
         let mut overlays = table::lines(&table).filter(|line| line.fs_type == "overlay");
         if overlays.any(|line| upper_of(&line.options).is_some_and(|used| used == upper)) {
             return Err(in_use());
@@ -211,6 +229,37 @@ fn make_directory(within: &OwnedFd, name: &str) -> Result<(OwnedFd, bool), Refus
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let directory = openat(within, name, flags, Mode::empty());
     Ok((directory.map_err(Refusal::io(format!("open the directory {name}")))?, fresh))
+}
+
+/// Refuses a directory in which somebody else than root and this user could put things of his own in the place of an overlay's.
+fn check_owner(directory: &OwnedFd, path: &Path, user: u32) -> Result<(), Refusal> {
+    let status = fstat(directory).map_err(Refusal::io(format!("look at {}", path.display())))?;
+    if ![0, user, rustix::process::geteuid().as_raw()].contains(&status.st_uid) {
+        let text = format!(
+            "cannot write to {}: it belongs to another user, {}, who could change what is written; name a directory of your own",
+            path.display(),
+            status.st_uid
+        );
+        return Err(Refusal { errno: Some(Errno::PERM.raw_os_error()), ..Refusal::new(text) });
+    }
+    if status.st_mode & OTHERS_WRITE != 0 {
+        let path = path.display();
+        let text =
+            format!("cannot write to {path}: others may write to it too; take that away with: chmod go-w {path}");
+        return Err(Refusal { errno: Some(Errno::PERM.raw_os_error()), ..Refusal::new(text) });
+    }
+    Ok(())
+}
+
+/// Whether an overlay that was made by path has got the directory that was checked. Linux before 6.13 takes paths only.
+fn check_same(path: &Path, checked: &OwnedFd) -> Result<(), Refusal> {
+    let failed = || Refusal::io(format!("look at {}", path.display()));
+    let (now, checked) = (user_directory(path, "write to")?, fstat(checked).map_err(failed())?);
+    let now = fstat(&now).map_err(failed())?;
+    if (now.st_dev, now.st_ino) == (checked.st_dev, checked.st_ino) {
+        return Ok(());
+    }
+    Err(Refusal::new(format!("cannot write to {}: it was replaced meanwhile", path.display())))
 }
 
 /// The root of an overlay looks as its upper directory does: it shall look as the image's root.

@@ -122,9 +122,13 @@ impl Worker {
         request: &MountRequest,
         pinned: Option<Wanted>,
     ) -> Result<MountRecord, ApiError> {
-        let mode = self.choose(request.mode)?;
+        let mut mode = self.choose(request.mode)?;
         let wanted = pinned.map_or_else(|| Wanted::of_request(request), Ok)?;
         let (wanted, opened) = self.open(wanted).await?;
+        if request.mode == Mode::Auto && opened.image.wants_direct_io() {
+            // More than the configuration, which knows nothing of this image: it does not run otherwise.
+            mode = Served::Fuse;
+        }
         let slot = self.take_image(wanted, mode, opened).await?;
         let made = self.show(request, slot).await;
         if made.is_err() {
@@ -148,6 +152,7 @@ impl Worker {
             nosuid: request.nosuid,
             nodev: request.nodev,
             noexec: request.noexec,
+            user: request.user,
             since: crate::node::now(),
         };
         self.state.save(&record).map_err(failed)?;
@@ -169,7 +174,8 @@ impl Worker {
             Some(protocol::Writable::Directory(dir)) => Writable::Directory(dir.clone()),
             Some(protocol::Writable::Tmpfs { size }) => Writable::Tmpfs { size: *size },
         };
-        Order::Overlay { lower: image, to, writable, parts: self.parts_path(record.id), how }
+        let (user, parts) = (record.user, self.parts_path(record.id));
+        Order::Overlay { lower: image, to, writable, user, parts, how }
     }
 
     /// An image in the kernel, made if there is none like it, with one more mount.
@@ -598,6 +604,7 @@ pub(super) fn request_of(record: &MountRecord, mode: Served, data: &DataOptions)
         nosuid: record.nosuid,
         nodev: record.nodev,
         noexec: record.noexec,
+        user: record.user,
         sources: data.sources.clone(),
         outage_limit: data.outage_limit,
         registry: data.registry.clone(),

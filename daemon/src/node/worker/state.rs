@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::node::protocol::{Prefetch, RegistryOptions, Served, Writable};
+use crate::private;
 
 /// Version of the records. It grows when an older worker could not serve what a newer one has written; each reads all older ones.
 const VERSION: u32 = 1;
@@ -74,6 +75,9 @@ pub(super) struct MountRecord {
     pub(super) nodev: bool,
     #[serde(default)]
     pub(super) noexec: bool,
+    /// Who asked for it: a user's number.
+    #[serde(default)]
+    pub(super) user: u32,
     /// Seconds since 1970.
     pub(super) since: u64,
 }
@@ -119,7 +123,7 @@ impl State {
     pub(super) fn open(run_dir: &Path) -> io::Result<Self> {
         let dir = run_dir.join("daemon");
         for kind in [ImageRecord::KIND, MountRecord::KIND] {
-            fs::create_dir_all(dir.join(kind))?;
+            private::make_private_dir(&dir.join(kind))?;
         }
         let next = fs::read_to_string(dir.join("next")).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(1);
         Ok(Self { dir, boot: this_boot()?, next: Mutex::new(next) })
@@ -180,7 +184,7 @@ impl State {
     /// So that there is the old content or the new one, whenever this process is killed.
     fn write(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let new = path.with_extension("new");
-        let mut file = fs::File::create(&new)?;
+        let mut file = private::create_file(&new)?;
         file.write_all(content)?;
         fs::rename(&new, path)
     }
@@ -201,6 +205,7 @@ mod tests {
             nosuid: true,
             nodev: false,
             noexec: false,
+            user: 0,
             since: 7,
         }
     }

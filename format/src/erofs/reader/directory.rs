@@ -181,18 +181,14 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
     }
 
     /// Lists a directory, `.` and `..` included, from a cookie on; 0 is the start, others are
-    /// [`DirEntry::next_cookie`]s.
+    /// [`DirEntry::next_cookie`]s. Any number may come, as programs seek where they like: one that no entry has means the entry
+    /// that comes next, as for the kernel's EROFS, or the end.
     ///
     /// # Errors
-    /// [`BootstrapError::Type`] when the inode is not a directory, [`BootstrapError::Inode`] for a cookie that
-    /// no entry has; the iterator's items fail where an entry is damaged.
+    /// [`BootstrapError::Type`] when the inode is not a directory; the iterator's items fail where an entry is damaged.
     pub fn read_dir(&self, directory: &Inode, cookie: u64) -> Result<DirEntries<'_>, BootstrapError> {
-        let in_block = to_usize(cookie % BLOCK_SIZE);
-        if !in_block.is_multiple_of(DIRENT_SIZE) {
-            return Err(directory.error("no directory entry has this cookie"));
-        }
         let directory = self.directory(directory)?;
-        let (number, at) = (cookie / BLOCK_SIZE, in_block / DIRENT_SIZE);
+        let (number, at) = (cookie / BLOCK_SIZE, to_usize(cookie % BLOCK_SIZE).div_ceil(DIRENT_SIZE));
         Ok(DirEntries { directory, number, at, block: None, done: false })
     }
 

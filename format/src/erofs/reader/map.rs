@@ -118,6 +118,27 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
         Ok(Mapping { offset, length: piece.end - offset, location })
     }
 
+    /// Bytes of a regular file's blocks that are not in holes. `None` if its map has more than `most` entries, which are not looked at.
+    ///
+    /// # Errors
+    /// [`BootstrapError::Type`] when the inode is not a regular file, [`BootstrapError::Inode`] when its map is not in the image.
+    pub fn data_bytes(&self, inode: &Inode, most: u64) -> Result<Option<u64>, BootstrapError> {
+        if inode.file_type != FileType::Regular {
+            return Err(BootstrapError::Type(inode.nid, "regular file"));
+        }
+        if inode.size == 0 {
+            return Ok(Some(0));
+        }
+        let map = self.map(inode)?;
+        if map.len() > most {
+            return Ok(None);
+        }
+        let pieces = (0..map.len()).filter_map(|number| map.piece(number));
+        let data = pieces.filter(|piece| piece.location.is_some());
+        // Pieces do not overlap and end within the size, which is below 2^63.
+        Ok(Some(data.map(|piece| (piece.end - piece.start).next_multiple_of(BLOCK_SIZE)).sum()))
+    }
+
     /// The map of a regular file that is not empty.
     pub(super) fn map(&self, inode: &Inode) -> Result<Map<'_>, BootstrapError> {
         Map::of(self.image(), inode).ok_or_else(|| inode.error("its chunk map is not in the image"))

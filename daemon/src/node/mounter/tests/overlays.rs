@@ -2,10 +2,13 @@
 
 use super::*;
 
+/// Who asks, unless a test says otherwise.
+const USER: u32 = 1234;
+
 fn overlay(rig: &Rig, lower: &Path, to: &Path, writable: Writable, map: Option<&str>) -> Order {
     let how = How { nosuid: true, map: map.map(|map| map.parse().unwrap()), ..How::default() };
     let parts = rig.path("run/rw").join(to.file_name().unwrap());
-    Order::Overlay { lower: lower.to_owned(), to: to.to_owned(), writable, parts, how }
+    Order::Overlay { lower: lower.to_owned(), to: to.to_owned(), writable, user: USER, parts, how }
 }
 
 /// Reads, writes, replaces and removes.
@@ -61,8 +64,9 @@ async fn overlays_in_a_directory() {
         rig.done(order.clone()).await;
         check_writable(&to);
         if name == "plain" {
-            let Order::Overlay { lower, writable, parts, how, .. } = order.clone() else { unreachable!() };
-            let refusal = rig.refused(Order::Overlay { lower, to: rig.user("two"), writable, parts, how }).await;
+            let Order::Overlay { lower, writable, user, parts, how, .. } = order.clone() else { unreachable!() };
+            let to = rig.user("two");
+            let refusal = rig.refused(Order::Overlay { lower, to, writable, user, parts, how }).await;
             assert!(refusal.message.contains("another overlay"), "{refusal}");
         }
         rig.done(unmount(&to)).await;
@@ -119,11 +123,59 @@ async fn what_a_killed_mounter_leaves_is_removed() {
     assert_eq!(rig.mounted_below(), 1);
     check_content(&image, 1);
     for parts in ["run", "run/rw", "run/rw/1/2", "run/images/2", "user/one", "run/rw/../../user/one"] {
-        let Order::Overlay { lower, to, writable, how, .. } =
+        let Order::Overlay { lower, to, writable, user, how, .. } =
             overlay(&rig, &image, &rig.user("one"), Writable::Tmpfs { size: None }, None)
         else {
             unreachable!()
         };
-        rig.refused(Order::Overlay { lower, to, writable, how, parts: rig.path(parts) }).await;
+        rig.refused(Order::Overlay { lower, to, writable, user, how, parts: rig.path(parts) }).await;
     }
+}
+
+/// Whoever can write to the directory could put a directory of his own in the place of one that was checked.
+#[tokio::test]
+async fn an_overlay_writes_where_nobody_else_does() {
+    use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+    let rig = Rig::new();
+    let image = rig.image("1", 3).await;
+    let to = rig.user("to");
+    let dir = |name: &str| {
+        let dir = rig.user(name);
+        (dir.clone(), overlay(&rig, &image, &to, Writable::Directory(dir), None))
+    };
+    let refused = [
+        ("another user's", "another user"),
+        ("others write", "others may write"),
+        ("link as upper", "upper"),
+        ("link as work", "work"),
+        ("file as upper", "upper"),
+        ("another's work", "another user"),
+    ];
+    for (name, words) in refused {
+        let (path, order) = dir(name);
+        let elsewhere = rig.user("elsewhere");
+        match name {
+            "another user's" => chown(&path, Some(4711), None).unwrap(),
+            "others write" => fs::set_permissions(&path, fs::Permissions::from_mode(0o1777)).unwrap(),
+            "link as upper" => symlink(&elsewhere, path.join("upper")).unwrap(),
+            "link as work" => symlink(&elsewhere, path.join("work")).unwrap(),
+            "file as upper" => fs::write(path.join("upper"), "").unwrap(),
+            _ => {
+                fs::create_dir(path.join("work")).unwrap();
+                chown(path.join("work"), Some(USER), None).unwrap();
+            }
+        }
+        let refusal = rig.refused(order).await;
+        assert!(refusal.message.contains(words), "{name}: {refusal}");
+        assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0, "{name}");
+    }
+    // One's own. The mount table has its path, by which others find out that it is in use, though the kernel was given the open file.
+    let (path, order) = dir("own");
+    chown(&path, Some(USER), None).unwrap();
+    rig.done(order).await;
+    check_writable(&to);
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = table.lines().find(|line| line.contains(to.to_str().unwrap())).unwrap();
+    assert!(line.contains(&format!("upperdir={}/upper", path.display())), "{line}");
+    rig.done(unmount(&to)).await;
 }
