@@ -6,8 +6,10 @@
 //! Python's `tarfile` differs in too many ways for a comparison of whatever comes; `base/tests/tar.rs` lists them.
 #![no_main]
 
+#[expect(dead_code, reason = "shared with tests, which use all of it")]
 #[path = "../../base/tests/judges/craft.rs"]
 mod craft;
+#[expect(dead_code, reason = "shared with tests, which use all of it")]
 #[path = "../../base/tests/judges/mod.rs"]
 mod judges;
 mod mend;
@@ -74,22 +76,98 @@ impl<'a> Instructions<'a> {
 const MEMBERS: usize = 24;
 
 const NUMBERS: [&[u8]; 24] = [
-    b"0000000", b"0000001\0", b"0000010\0", b"00000001000", b"00000002000\0", b"", b"\0\0", b"        ", b" 1 ", b"\x0017\0",
-    b"17\x009", b"8", b"-1", b"+1", b"1 1", b"\x80", b"\x80\0\0\0\0\0\0\x04", b"\x80\0\0\0\0\0\0\0\0\0\0\x09",
-    b"\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff\xfe", b"\xc0", b"\x81\0\0\0\0\0\0\x01", b"77777777", b"777777777777",
+    b"0000000",
+    b"0000001\0",
+    b"0000010\0",
+    b"00000001000",
+    b"00000002000\0",
+    b"",
+    b"\0\0",
+    b"        ",
+    b" 1 ",
+    b"\x0017\0",
+    b"17\x009",
+    b"8",
+    b"-1",
+    b"+1",
+    b"1 1",
+    b"\x80",
+    b"\x80\0\0\0\0\0\0\x04",
+    b"\x80\0\0\0\0\0\0\0\0\0\0\x09",
+    b"\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff\xfe",
+    b"\xc0",
+    b"\x81\0\0\0\0\0\0\x01",
+    b"77777777",
+    b"777777777777",
     b"\x80\0\0\0\x7f\xff\xff\xff\xff\xff\xff\xff",
 ];
-const NAMES: [&[u8]; 12] =
-    [b"a", b"d/", b"x/y", b"", b"/", b"./a", b"../a", b"\xff", b"long/name\0rest", b"a\0b", b".wh.a", b"GNUSparseFile.0/a"];
+const NAMES: [&[u8]; 12] = [
+    b"a",
+    b"d/",
+    b"x/y",
+    b"",
+    b"/",
+    b"./a",
+    b"../a",
+    b"\xff",
+    b"long/name\0rest",
+    b"a\0b",
+    b".wh.a",
+    b"GNUSparseFile.0/a",
+];
 const KEYS: [&[u8]; 24] = [
-    b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime", b"atime", b"ctime", b"uname", b"gname", b"SCHILY.xattr.user.a",
-    b"SCHILY.xattr.", b"GNU.sparse.major", b"GNU.sparse.minor", b"GNU.sparse.name", b"GNU.sparse.realsize", b"GNU.sparse.size",
-    b"GNU.sparse.map", b"GNU.sparse.numblocks", b"GNU.sparse.offset", b"GNU.sparse.numbytes", b"comment", b"", b"a\0b",
+    b"path",
+    b"linkpath",
+    b"size",
+    b"uid",
+    b"gid",
+    b"mtime",
+    b"atime",
+    b"ctime",
+    b"uname",
+    b"gname",
+    b"SCHILY.xattr.user.a",
+    b"SCHILY.xattr.",
+    b"GNU.sparse.major",
+    b"GNU.sparse.minor",
+    b"GNU.sparse.name",
+    b"GNU.sparse.realsize",
+    b"GNU.sparse.size",
+    b"GNU.sparse.map",
+    b"GNU.sparse.numblocks",
+    b"GNU.sparse.offset",
+    b"GNU.sparse.numbytes",
+    b"comment",
+    b"",
+    b"a\0b",
 ];
 const VALUES: [&[u8]; 26] = [
-    b"", b"0", b"1", b"2", b"4", b"512", b"1024", b"+4", b"-4", b"-1", b"-0.5", b"1.5", b"1.", b".5", b"0,4", b"0,4,600,2",
-    b"0,0,0,0", b"4,4,0,4", b"9223372036854775807", b"9223372036854775808", b"-9223372036854775808.1", b"x/", b"a\0b", b"00012",
-    b"0,9223372036854775807", b"name",
+    b"",
+    b"0",
+    b"1",
+    b"2",
+    b"4",
+    b"512",
+    b"1024",
+    b"+4",
+    b"-4",
+    b"-1",
+    b"-0.5",
+    b"1.5",
+    b"1.",
+    b".5",
+    b"0,4",
+    b"0,4,600,2",
+    b"0,0,0,0",
+    b"4,4,0,4",
+    b"9223372036854775807",
+    b"9223372036854775808",
+    b"-9223372036854775808.1",
+    b"x/",
+    b"a\0b",
+    b"00012",
+    b"0,9223372036854775807",
+    b"name",
 ];
 const KINDS: &[u8] = b"000\0\0xxxxxgLKSSS1234567V";
 
@@ -130,7 +208,8 @@ fn append(archive: &mut Vec<u8>, from: &mut Instructions<'_>) {
         head = oddity(head, from);
     }
     let signed = from.byte() % 8 == 0;
-    archive.extend_from_slice(&head.summed(|byte| if signed { i64::from(byte.cast_signed()) } else { i64::from(byte) }));
+    archive
+        .extend_from_slice(&head.summed(|byte| if signed { i64::from(byte.cast_signed()) } else { i64::from(byte) }));
     archive.extend_from_slice(&padded(body));
 }
 
@@ -139,7 +218,14 @@ fn records(from: &mut Instructions<'_>) -> Vec<u8> {
     for _ in 0..from.byte() % 8 {
         match from.byte() % 16 {
             0 => body.extend_from_slice(from.bytes(40)),
-            1 => body.extend_from_slice(from.one_of(&[&b"0009 a=b\n"[..], b"+8 a=bc\n", b"4 a=b\n", b"99 a=b\n", b"\0\0", b"5 =a\n"])),
+            1 => body.extend_from_slice(from.one_of(&[
+                &b"0009 a=b\n"[..],
+                b"+8 a=bc\n",
+                b"4 a=b\n",
+                b"99 a=b\n",
+                b"\0\0",
+                b"5 =a\n",
+            ])),
             2 => body.extend_from_slice(&record(from.one_of(&KEYS), from.bytes(40))),
             // A whole description of a sparse file: what is put together of single records hardly ever is one.
             3 | 4 => {
@@ -147,7 +233,10 @@ fn records(from: &mut Instructions<'_>) -> Vec<u8> {
                 let count = map.split(|byte| *byte == b',').count() / 2;
                 body.extend_from_slice(&record(b"GNU.sparse.map", map));
                 body.extend_from_slice(&record(b"GNU.sparse.numblocks", count.to_string().as_bytes()));
-                body.extend_from_slice(&record(from.one_of(&[&b"GNU.sparse.size"[..], b"GNU.sparse.realsize"]), from.one_of(&VALUES)));
+                body.extend_from_slice(&record(
+                    from.one_of(&[&b"GNU.sparse.size"[..], b"GNU.sparse.realsize"]),
+                    from.one_of(&VALUES),
+                ));
             }
             5 => {
                 body.extend_from_slice(&record(b"GNU.sparse.major", from.one_of(&[&b"0"[..], b"1", b"1", b"2"])));
