@@ -102,9 +102,6 @@ pub enum Problem {
         /// Of the bytes read.
         actual: Box<Digest>,
     },
-    /// The media type names no compression that is known.
-    #[error("its media type {0} is not a layer that lazo can read")]
-    MediaType(String),
     /// The archive ends within an entry.
     #[error("the archive is truncated")]
     Truncated,
@@ -127,14 +124,6 @@ pub enum Problem {
         target: String,
         /// "does not exist", "is a directory".
         why: &'static str,
-    },
-    /// A number that no file can have.
-    #[error("{field} {value} is out of range")]
-    Range {
-        /// Name of the field.
-        field: &'static str,
-        /// Its value.
-        value: i128,
     },
     /// More of something than lazo handles in bounded memory.
     #[error("more than {limit} {what}")]

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lazo_format::Xattr;
 use proptest::prelude::*;
 
 use super::*;
