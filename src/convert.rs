@@ -56,6 +56,10 @@ pub(crate) struct Args {
     /// "Invalid argument"; the label lazo.direct-io=true of the image does the same
     #[arg(long, help_heading = "Layout")]
     direct_io: bool,
+    /// Largest window of a layer packed with zstd, in MiB, up to 2048: memory that unpacking it may take. containerd's is 512
+    #[arg(long, value_name = "MIB", default_value_t = lazo_converter::ZstdWindow::DEFAULT.bytes() >> 20,
+          value_parser = clap::value_parser!(u64).range(1..=2048))]
+    zstd_window: u64,
     /// Threads that compress [default: one a core]; the result does not depend on it
     #[arg(long, value_name = "N")]
     jobs: Option<usize>,
@@ -118,6 +122,8 @@ impl Args {
         }
         options.chunk_size = self.chunk_size.saturating_mul(1024);
         options.compression_level = self.compression_level;
+        options.zstd_window =
+            lazo_converter::ZstdWindow::of_bytes(self.zstd_window << 20).context("--zstd-window is too large")?;
         options.mount_from = self.mount_from.clone();
         Ok(options)
     }
@@ -153,14 +159,18 @@ async fn interrupted() {
 fn warn(summary: &Summary) {
     for image in &summary.images {
         let warnings = &image.warnings;
-        if warnings.overlay_xattrs > 0 {
-            tracing::warn!(
-                "{} trusted.overlay.* xattrs were dropped: an overlay mount would obey them",
-                warnings.overlay_xattrs
-            );
-        }
-        if warnings.unsupported_xattrs > 0 {
-            tracing::warn!("{} xattrs of namespaces unknown to EROFS were dropped", warnings.unsupported_xattrs);
+        let counted = [
+            (warnings.overlay_xattrs, "trusted.overlay.* xattrs were dropped: an overlay mount would obey them"),
+            (warnings.unsupported_xattrs, "xattrs of namespaces unknown to EROFS were dropped"),
+            (warnings.user_xattrs, "user.* xattrs of links, devices and pipes were dropped: Linux knows none there"),
+            (warnings.whiteout_devices, "character devices 0:0 are not shown: an overlay takes them for whiteouts"),
+            (
+                warnings.mistyped_layers,
+                "layers are packed otherwise than their media types say; their first bytes counted",
+            ),
+        ];
+        for (count, what) in counted.into_iter().filter(|(count, _)| *count > 0) {
+            tracing::warn!("{count} {what}");
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use lazo_base::compression::Compression;
+use lazo_base::tar::{self, Fault};
 use lazo_format::Digest;
 
 /// A conversion that failed. The destination has not been touched: it is written only after everything was read.
@@ -57,17 +59,38 @@ pub enum Error {
 /// A layer that cannot be converted: which entry, if the fault is in one, and what the fault is.
 #[derive(Debug)]
 pub struct LayerError {
-    entry: Option<Vec<u8>>,
+    place: Box<Place>,
     problem: Problem,
+}
+
+/// Where in a layer a fault is. Positions are bytes of the uncompressed archive.
+#[derive(Debug)]
+enum Place {
+    /// Nowhere in particular: it concerns the layer as a whole.
+    Layer,
+    /// In the entry of this path, whose header begins there.
+    Entry(Vec<u8>, u64),
+    /// In a header that begins there, behind the entry of this path, if there is one.
+    Header(Option<Vec<u8>>, u64),
 }
 
 /// A fault in a layer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Problem {
-    /// Fetching, verifying or decompressing the layer failed.
+    /// The archive's bytes cannot be had.
     #[error("cannot read the layer")]
     Read(#[source] std::io::Error),
+    /// The stored layer cannot be unpacked: it is damaged, or something stands behind it, or it needs too much memory.
+    #[error("cannot unpack it as {compression}, at byte {position} of what is stored")]
+    Unpack {
+        /// What its first bytes say that it is.
+        compression: Compression,
+        /// How far the stored bytes were used.
+        position: u64,
+        /// The decompressor's word.
+        source: std::io::Error,
+    },
     /// The registry's answer is wrong, or never came.
     #[error("cannot fetch the layer")]
     Fetch(#[source] Box<lazo_registry::Error>),
@@ -79,18 +102,12 @@ pub enum Problem {
         /// Of the bytes read.
         actual: Box<Digest>,
     },
-    /// The media type names no compression that is known.
-    #[error("its media type {0} is not a layer that lazo can read")]
-    MediaType(String),
     /// The archive ends within an entry.
     #[error("the archive is truncated")]
     Truncated,
     /// The archive breaks the tar format.
     #[error("the archive is corrupt: {0}")]
     Corrupt(&'static str),
-    /// A path with more `..` than parents, or an unusable name.
-    #[error("the path climbs out of the root")]
-    Climbs,
     /// A path that cannot name a file.
     #[error("the path is not valid: {0}")]
     Path(&'static str),
@@ -107,14 +124,6 @@ pub enum Problem {
         target: String,
         /// "does not exist", "is a directory".
         why: &'static str,
-    },
-    /// A number that no file can have.
-    #[error("{field} {value} is out of range")]
-    Range {
-        /// Name of the field.
-        field: &'static str,
-        /// Its value.
-        value: i128,
     },
     /// More of something than lazo handles in bounded memory.
     #[error("more than {limit} {what}")]
@@ -142,8 +151,24 @@ pub enum Problem {
 }
 
 impl LayerError {
-    pub(crate) fn in_entry(entry: &[u8], problem: Problem) -> Self {
-        Self { entry: Some(entry.to_vec()), problem }
+    /// A fault in the entry whose header begins at this byte of the archive.
+    pub(crate) fn in_entry(entry: &[u8], position: u64, problem: Problem) -> Self {
+        Self { place: Box::new(Place::Entry(entry.to_vec(), position)), problem }
+    }
+
+    /// A fault of the archive itself; `after` is the entry before it.
+    pub(crate) fn from_archive(error: tar::Error, after: Option<Vec<u8>>) -> Self {
+        let tar::Error { position, member, fault } = error;
+        let place = member.map_or(Place::Header(after, position), |member| Place::Entry(member, position));
+        let problem = match fault {
+            Fault::Read(error) => Problem::Read(error),
+            Fault::Truncated => Problem::Truncated,
+            Fault::Corrupt(why) => Problem::Corrupt(why),
+            Fault::SparseData { .. } => Problem::Corrupt("a sparse map that does not fit its file"),
+            Fault::Extension => Problem::Corrupt("an extended header"),
+            Fault::TooMuch { what, limit } => Problem::TooMany { what, limit },
+        };
+        Self { place: Box::new(place), problem }
     }
 
     /// The fault itself.
@@ -153,22 +178,41 @@ impl LayerError {
 
     /// Path of the faulty entry as the archive has it, if the fault is in one.
     pub fn entry(&self) -> Option<&[u8]> {
-        self.entry.as_deref()
+        match &*self.place {
+            Place::Entry(entry, _) => Some(entry),
+            _ => None,
+        }
+    }
+
+    /// Byte of the uncompressed archive where the header in question begins, if the fault is in a particular place.
+    pub fn position(&self) -> Option<u64> {
+        match &*self.place {
+            Place::Layer => None,
+            Place::Entry(_, position) | Place::Header(_, position) => Some(*position),
+        }
     }
 }
 
 impl From<Problem> for LayerError {
     fn from(problem: Problem) -> Self {
-        Self { entry: None, problem }
+        Self { place: Box::new(Place::Layer), problem }
     }
 }
 
 impl fmt::Display for LayerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.entry {
-            Some(entry) => write!(f, "entry \"{}\": {}", entry.escape_ascii(), self.problem),
-            None => self.problem.fmt(f),
+        match &*self.place {
+            Place::Layer => {}
+            Place::Entry(entry, position) => {
+                write!(f, "entry \"{}\" at byte {position} of the archive: ", entry.escape_ascii())?;
+            }
+            Place::Header(None, position) => write!(f, "header at byte {position} of the archive: ")?,
+            Place::Header(Some(after), position) => {
+                let after = after.escape_ascii();
+                write!(f, "header at byte {position} of the archive, after entry \"{after}\": ")?;
+            }
         }
+        self.problem.fmt(f)
     }
 }
 

@@ -3,19 +3,18 @@
 //! The inflating thread hashes the compressed bytes as they arrive (inside the blob stream), a second one hashes the
 //! uncompressed bytes for the diffID, and the caller's thread parses the archive. What travels between them is bounded.
 
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use crossbeam_channel::{Receiver, Sender};
 use futures_util::{StreamExt, TryStreamExt};
+use lazo_base::compression::{self, Compression, Decoder, ZstdWindow};
 use lazo_format::{Digest, Hasher};
-use lazo_registry::media::Compression;
 use tokio::runtime::Handle;
 
 pub(crate) mod archive;
 pub(crate) mod content;
-mod pax;
 
 pub use archive::{Archive, Entry, EntryKind};
 
@@ -31,7 +30,8 @@ const COMPRESSED_BUFFER: usize = 128 * 1024;
 /// One layer, about to be read.
 pub(crate) struct LayerStream<'a> {
     pub(crate) stream: lazo_registry::BlobStream,
-    pub(crate) compression: Compression,
+    /// Largest window of a zstd stream.
+    pub(crate) window: ZstdWindow,
     /// What the config says that the uncompressed bytes hash to.
     pub(crate) diff_id: &'a Digest,
     /// Told of compressed bytes as they come.
@@ -40,21 +40,29 @@ pub(crate) struct LayerStream<'a> {
     pub(crate) cancel: &'a AtomicBool,
 }
 
+/// What a layer turned out to be.
+pub(crate) struct Inflated {
+    /// Uncompressed bytes.
+    pub(crate) size: u64,
+    /// How it was packed, whatever its media type says.
+    pub(crate) compression: Compression,
+}
+
 impl LayerStream<'_> {
-    /// Reads the layer to its end: `parse` gets the archive, and every digest is checked after it. Returns the
-    /// uncompressed size in bytes.
+    /// Reads the layer to its end: `parse` gets the archive, and every digest is checked after it.
     pub(crate) fn read(
         self,
         runtime: &Handle,
         parse: impl FnOnce(&mut Archive<BlockReader>) -> Result<(), LayerError>,
-    ) -> Result<u64, LayerError> {
-        let Self { stream, compression, diff_id, advance, cancel } = self;
+    ) -> Result<Inflated, LayerError> {
+        let Self { stream, window, diff_id, advance, cancel } = self;
         let (to_parser, parser_blocks) = crossbeam_channel::bounded(BLOCKS_WAITING);
         let (to_hasher, hasher_blocks) = crossbeam_channel::bounded(BLOCKS_WAITING);
         std::thread::scope(|scope| {
             let inflater = scope.spawn(move || {
-                let source = StreamReader { stream, runtime: runtime.clone(), block: Bytes::new(), advance, cancel };
-                inflate(source, compression, &to_parser, &to_hasher)
+                let source =
+                    StreamReader { stream, runtime: runtime.clone(), block: Bytes::new(), read: 0, advance, cancel };
+                inflate(source, window, &to_parser, &to_hasher)
             });
             let algorithm = diff_id.algorithm();
             let hasher = scope.spawn(move || {
@@ -64,20 +72,19 @@ impl LayerStream<'_> {
             });
             let mut archive = Archive::new(BlockReader { blocks: parser_blocks, block: Bytes::new() });
             let parsed = parse(&mut archive).and_then(|()| archive.drain().map_err(LayerError::from));
-            drop(archive);
             let inflated = inflater.join().map_err(|_| Problem::Panicked)?;
             let actual = hasher.join().map_err(|_| Problem::Panicked)?;
             // A stream that broke off makes the parser see a truncated archive: the cause is what counts.
-            let size = match (inflated, parsed) {
+            let inflated = match (inflated, parsed) {
                 (Err(Stopped::Failed(problem)), _) => return Err(problem.into()),
                 (_, Err(error)) => return Err(error),
                 (Err(Stopped::NobodyReads), Ok(())) => return Err(Problem::Truncated.into()),
-                (Ok(size), Ok(())) => size,
+                (Ok(inflated), Ok(())) => inflated,
             };
             if actual != *diff_id {
                 return Err(Problem::DiffId { expected: Box::new(*diff_id), actual: Box::new(actual) }.into());
             }
-            Ok(size)
+            Ok(inflated)
         })
     }
 }
@@ -89,26 +96,38 @@ enum Stopped {
 
 fn inflate(
     source: StreamReader<'_>,
-    compression: Compression,
+    window: ZstdWindow,
     to_parser: &Sender<Bytes>,
     to_hasher: &Sender<Bytes>,
-) -> Result<u64, Stopped> {
+) -> Result<Inflated, Stopped> {
     let mut source = BufReader::with_capacity(COMPRESSED_BUFFER, source);
-    let sent = match compression {
-        Compression::None => send_blocks(&mut source, to_parser, to_hasher),
-        Compression::Gzip => send_blocks(flate2::bufread::MultiGzDecoder::new(&mut source), to_parser, to_hasher),
-        Compression::Zstd => match zstd::Decoder::with_buffer(&mut source) {
-            Ok(decoder) => send_blocks(decoder, to_parser, to_hasher),
-            Err(error) => Err(Stopped::Failed(Problem::Read(error))),
-        },
-    };
+    let sent = send_unpacked(&mut source, window, to_parser, to_hasher);
+    let position = source.get_ref().read - source.buffer().len() as u64;
     // The blob's own digest is checked at its last byte, so go there: wrong bytes explain a decompressor's complaint.
     match (sent, io::copy(&mut source, &mut io::sink())) {
         (Err(Stopped::NobodyReads), _) => Err(Stopped::NobodyReads),
         (_, Err(error)) => Err(Stopped::Failed(fetch_problem(error))),
-        (Err(Stopped::Failed(Problem::Read(error))), _) => Err(Stopped::Failed(fetch_problem(error))),
+        (Err(Stopped::Failed(Problem::Unpack { compression, source, .. })), _) => {
+            Err(Stopped::Failed(match fetch_problem(source) {
+                Problem::Read(source) => Problem::Unpack { compression, position, source },
+                other => other,
+            }))
+        }
         (sent, Ok(_)) => sent,
     }
+}
+
+fn send_unpacked(
+    source: impl BufRead,
+    window: ZstdWindow,
+    to_parser: &Sender<Bytes>,
+    to_hasher: &Sender<Bytes>,
+) -> Result<Inflated, Stopped> {
+    let failed = |compression| move |source| Stopped::Failed(Problem::Unpack { compression, position: 0, source });
+    let (compression, source) = compression::detect(source).map_err(failed(Compression::None))?;
+    let decoder = Decoder::new(source, compression, window).map_err(failed(compression))?;
+    let size = send_blocks(decoder, failed(compression), to_parser, to_hasher)?;
+    Ok(Inflated { size, compression })
 }
 
 /// Takes a registry's error out of the I/O error that carried it through the decompressor.
@@ -120,12 +139,17 @@ fn fetch_problem(error: io::Error) -> Problem {
     }
 }
 
-fn send_blocks(mut from: impl Read, to_parser: &Sender<Bytes>, to_hasher: &Sender<Bytes>) -> Result<u64, Stopped> {
+fn send_blocks(
+    mut from: impl Read,
+    failed: impl Fn(io::Error) -> Stopped,
+    to_parser: &Sender<Bytes>,
+    to_hasher: &Sender<Bytes>,
+) -> Result<u64, Stopped> {
     let mut total = 0;
     loop {
         let mut block = Vec::with_capacity(BLOCK_SIZE);
         let read = from.by_ref().take(BLOCK_SIZE as u64).read_to_end(&mut block);
-        read.map_err(|e| Stopped::Failed(Problem::Read(e)))?;
+        read.map_err(&failed)?;
         if block.is_empty() {
             return Ok(total);
         }
@@ -150,6 +174,8 @@ struct StreamReader<'a> {
     stream: lazo_registry::BlobStream,
     runtime: Handle,
     block: Bytes,
+    /// Bytes handed out.
+    read: u64,
     advance: &'a (dyn Fn(u64) + Sync),
     cancel: &'a AtomicBool,
 }
@@ -171,6 +197,7 @@ impl Read for StreamReader<'_> {
         }
         let length = self.block.len().min(buffer.len());
         buffer[..length].copy_from_slice(&self.block.split_to(length));
+        self.read += length as u64;
         Ok(length)
     }
 }

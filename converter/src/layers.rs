@@ -4,17 +4,18 @@ use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use lazo_base::compression::Compression;
 use lazo_format::Digest;
 use lazo_registry::Source;
-use lazo_registry::media::Compression;
 use lazo_registry::oci_spec::image::Descriptor;
 use tokio::runtime::Handle;
 
 use crate::blob::Blob;
 use crate::compress::Pool;
 use crate::error::{Error, LayerError, Problem};
+use crate::layer::archive::Data;
 use crate::layer::content::Content;
-use crate::layer::{Archive, BlockReader, Entry, EntryKind, LayerStream};
+use crate::layer::{Archive, BlockReader, Entry, EntryKind, Inflated, LayerStream};
 use crate::merge::{Applied, FileId, Kind, Merge};
 use crate::pack::{Contents, LayerPacker};
 use crate::{Options, Progress};
@@ -23,6 +24,7 @@ use crate::{Options, Progress};
 pub(crate) struct Layer {
     pub(crate) descriptor: Descriptor,
     pub(crate) digest: Digest,
+    /// What its media type says.
     pub(crate) compression: Compression,
     pub(crate) diff_id: Digest,
 }
@@ -80,15 +82,19 @@ impl Passes {
                     let read =
                         self.read(number, |archive| pack(archive, &mut merge, &mut packer, &plan, &mut entries_read));
                     match read {
-                        Ok(size) => Ok((size, packer.finish()?)),
+                        Ok(inflated) => Ok((inflated, packer.finish()?)),
                         Err(error) => Err(packer.into_failure(error)),
                     }
                 })
-                .and_then(|(size, (head, body))| Ok((size, Blob::assemble(head, body)?)));
-            let (size, blob) = packed.map_err(|e| self.layer_error(number, e))?;
-            uncompressed += size;
+                .and_then(|(inflated, (head, body))| Ok((inflated, Blob::assemble(head, body)?)));
+            let (inflated, blob) = packed.map_err(|e| self.layer_error(number, e))?;
+            uncompressed += inflated.size;
+            if inflated.compression != self.layers[number].compression {
+                merge.warnings.mistyped_layers += 1;
+            }
             blobs.push(blob);
         }
+        merge.hide_whiteout_devices();
         let prefetch = self.options.prefetch.files(&mut merge);
         Ok(Packed { merge, contents, blobs, prefetch, uncompressed, entries_read })
     }
@@ -130,14 +136,14 @@ impl Passes {
         &self,
         number: usize,
         parse: impl FnOnce(&mut Archive<BlockReader>) -> Result<(), LayerError>,
-    ) -> Result<u64, LayerError> {
+    ) -> Result<Inflated, LayerError> {
         let layer = &self.layers[number];
         self.progress.layer(number + 1, self.layers.len(), &layer.digest, layer.descriptor.size());
         let stream =
             self.runtime.block_on(self.source.blob(&layer.descriptor)).map_err(|e| Problem::Fetch(Box::new(e)))?;
         let stream = LayerStream {
             stream,
-            compression: layer.compression,
+            window: self.options.zstd_window,
             diff_id: &layer.diff_id,
             advance: &|bytes| self.progress.advance(bytes),
             cancel: &self.options.cancel,
@@ -169,14 +175,15 @@ impl Passes {
     }
 }
 
-/// Calls `handle` for each entry of a layer; its error gets the entry's name.
+/// Calls `handle` for each entry of a layer; its error gets the entry's name and position.
 fn for_each_entry<R: std::io::Read>(
     archive: &mut Archive<R>,
     mut handle: impl FnMut(&mut Archive<R>, Entry) -> Result<(), Problem>,
 ) -> Result<(), LayerError> {
     while let Some(entry) = archive.next_entry()? {
-        let path = entry.path.clone();
-        handle(archive, entry).map_err(|problem| LayerError::in_entry(&path, problem))?;
+        if let Err(problem) = handle(archive, entry) {
+            return Err(archive.in_current(problem));
+        }
     }
     Ok(())
 }
@@ -186,14 +193,14 @@ fn apply<R: std::io::Read>(
     archive: &mut Archive<R>,
     merge: &mut Merge,
     mut entry: Entry,
-    read: impl FnOnce(FileId, &mut Content<'_, R>) -> Result<(), Problem>,
+    read: impl FnOnce(FileId, &mut Content<'_, Data<R>>) -> Result<(), Problem>,
 ) -> Result<(), Problem> {
     let file = match &mut entry.kind {
         EntryKind::File { size, pieces } => Some((*size, pieces.take())),
         _ => None,
     };
     match (merge.apply(entry)?, file) {
-        (Applied::File(id), Some((size, pieces))) => read(id, &mut Content::new(archive, size, pieces)),
+        (Applied::File(id), Some((size, pieces))) => read(id, &mut Content::new(archive.data(), size, pieces)),
         _ => Ok(()),
     }
 }

@@ -27,6 +27,8 @@ use std::sync::atomic::AtomicBool;
 use lazo_format::{DEFAULT_CHUNK_SIZE, Digest};
 use lazo_registry::Platform;
 
+pub use lazo_base::compression::ZstdWindow;
+
 pub use error::{Error, LayerError, Problem};
 pub use image::{BlobSummary, ImageSummary, Summary, convert};
 pub use layers::check_layer;
@@ -47,6 +49,8 @@ pub struct Options {
     pub compression_level: i32,
     /// Threads that compress. The result does not depend on it.
     pub jobs: usize,
+    /// Largest window of a layer packed with zstd: memory that unpacking may take.
+    pub zstd_window: ZstdWindow,
     /// Leave out the data that upper layers hide, at the price that images with equal base layers no longer share blobs.
     pub compact: bool,
     /// What a container reads first. Laid out first in its blobs, and fetched right after a mount.
@@ -75,6 +79,7 @@ impl Default for Options {
             chunk_size: DEFAULT_CHUNK_SIZE,
             compression_level: DEFAULT_COMPRESSION_LEVEL,
             jobs: std::thread::available_parallelism().map_or(1, usize::from),
+            zstd_window: ZstdWindow::DEFAULT,
             compact: false,
             prefetch: PrefetchList::default(),
             direct_io: false,

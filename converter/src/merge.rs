@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use lazo_format::{Meta, Timestamp, Xattr};
+use lazo_format::{Meta, Timestamp};
+
+mod clean;
 
 use crate::error::Problem;
 use crate::layer::{Entry, EntryKind};
@@ -27,6 +29,9 @@ const XATTR_BYTES: usize = 64;
 const MAX_NAME: usize = 255;
 /// Longest link target: PATH_MAX with its NUL.
 const MAX_TARGET: usize = 4095;
+
+/// Owner and group of what is new.
+const ROOT_OWNS: (u32, u32) = (0, 0);
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -88,6 +93,13 @@ pub struct Warnings {
     pub overlay_xattrs: u64,
     /// xattrs of namespaces that EROFS does not have, dropped.
     pub unsupported_xattrs: u64,
+    /// `user.*` xattrs of what is neither a file nor a directory, dropped: Linux has none there, and an overlay above could not
+    /// copy such a link or device up.
+    pub user_xattrs: u64,
+    /// Character devices 0:0, which hide what lies below and are not seen themselves.
+    pub whiteout_devices: u64,
+    /// Layers that are packed otherwise than their media type says.
+    pub mistyped_layers: u64,
 }
 
 /// The tree so far.
@@ -139,6 +151,9 @@ impl Merge {
     pub(crate) fn apply(&mut self, mut entry: Entry) -> Result<Applied, Problem> {
         let path = std::mem::take(&mut entry.path);
         let path = components(&path)?;
+        if matches!(entry.kind, EntryKind::Comment) {
+            return self.apply_comment(&path);
+        }
         let Some((name, parents)) = path.split_last() else { return self.apply_root(entry) };
         if let Some(hidden) = name.strip_prefix(WHITEOUT) {
             return self.apply_mark(parents, name, hidden);
@@ -158,8 +173,21 @@ impl Merge {
         if !matches!(entry.kind, EntryKind::Directory) {
             return Err(Problem::Path("the root can only be a directory"));
         }
-        self.nodes[0].meta = self.clean_meta(entry.meta)?;
+        let meta = self.clean_meta(entry.meta, owners(&self.nodes[0].meta), true)?;
+        self.nodes[0].meta = meta;
         Ok(Applied::Other)
+    }
+
+    /// A global PAX header says nothing of any file. But containerd has its name hide or remove a file before it looks at what it
+    /// is, while others do not, so a name that means something is refused.
+    fn apply_comment(&mut self, path: &[&[u8]]) -> Result<Applied, Problem> {
+        const HIDES: &str = "a global PAX header by the name of a file, which some runtimes remove for it";
+        let Some((name, parents)) = path.split_last() else { return Ok(Applied::Mark) };
+        let parent = self.walk_to(parents, false)?;
+        match parent.is_some_and(|parent| self.child(parent, name).is_some()) || name.starts_with(WHITEOUT) {
+            true => Err(Problem::Unsupported(HIDES.into())),
+            false => Ok(Applied::Mark),
+        }
     }
 
     fn apply_mark(&mut self, parents: &[&[u8]], name: &[u8], hidden: &[u8]) -> Result<Applied, Problem> {
@@ -180,8 +208,9 @@ impl Merge {
     }
 
     fn apply_directory(&mut self, parent: NodeRef, name: &[u8], meta: Meta) -> Result<Applied, Problem> {
-        let meta = self.clean_meta(meta)?;
         let existing = self.child(parent, name).map(|c| c.node).filter(|n| self.is_directory(*n));
+        let before = existing.map_or(ROOT_OWNS, |node| owners(&self.node(node).meta));
+        let meta = self.clean_meta(meta, before, true)?;
         match existing {
             Some(node) => {
                 self.nodes[node.0 as usize].meta = meta;
@@ -219,18 +248,12 @@ impl Merge {
                 self.count_text(target.len())?;
                 (Kind::Symlink(checked_target(target)?), Applied::Other)
             }
-            EntryKind::CharDevice(0, 0) => {
-                let what = "a character device 0:0, which overlayfs takes for a whiteout and no runtime can create";
-                return Err(Problem::Unsupported(what.into()));
-            }
             EntryKind::CharDevice(major, minor) => (Kind::CharDevice(major, minor), Applied::Other),
             EntryKind::BlockDevice(major, minor) => (Kind::BlockDevice(major, minor), Applied::Other),
-            EntryKind::Fifo | EntryKind::Directory | EntryKind::HardLink(_) => (Kind::Fifo, Applied::Other),
+            EntryKind::Fifo => (Kind::Fifo, Applied::Other),
+            EntryKind::Directory | EntryKind::HardLink(_) | EntryKind::Comment => return Ok(Applied::Mark),
         };
-        if let Kind::CharDevice(major, minor) | Kind::BlockDevice(major, minor) = kind {
-            check_device(major, minor)?;
-        }
-        let mut meta = self.clean_meta(entry.meta)?;
+        let mut meta = self.clean_meta(entry.meta, ROOT_OWNS, matches!(kind, Kind::File { .. }))?;
         if matches!(kind, Kind::Symlink(_)) {
             // Linux knows no others, whatever the archive says: so does every unpacked tree show them.
             meta.permissions = 0o777;
@@ -238,23 +261,6 @@ impl Merge {
         let node = self.add_node(Node { meta, kind })?;
         self.link(parent, name, node)?;
         Ok(applied)
-    }
-
-    /// Drops the xattrs that must not or cannot be passed on, counting them.
-    fn clean_meta(&mut self, mut meta: Meta) -> Result<Meta, Problem> {
-        meta.xattrs.retain(|xattr| match xattr_fate(xattr) {
-            XattrFate::Keep => true,
-            XattrFate::Overlay => {
-                self.warnings.overlay_xattrs += 1;
-                false
-            }
-            XattrFate::Unsupported => {
-                self.warnings.unsupported_xattrs += 1;
-                false
-            }
-        });
-        self.count_text(meta.xattrs.iter().map(|x| x.name.len() + x.value.len() + XATTR_BYTES).sum())?;
-        Ok(meta)
     }
 
     fn count_text(&mut self, bytes: usize) -> Result<(), Problem> {
@@ -449,6 +455,10 @@ impl Merge {
     }
 }
 
+fn owners(meta: &Meta) -> (u32, u32) {
+    (meta.uid, meta.gid)
+}
+
 /// What a directory gets that no layer describes.
 fn implied_meta() -> Meta {
     Meta { permissions: 0o755, uid: 0, gid: 0, mtime: Timestamp { seconds: 0, nanoseconds: 0 }, xattrs: Vec::new() }
@@ -458,7 +468,8 @@ fn too_deep() -> Problem {
     Problem::TooMany { what: "directories on a path", limit: MAX_DEPTH as u64 }
 }
 
-/// Splits a path at slashes and resolves `.` and `..` in its letters, as path cleaning does in every runtime.
+/// Splits a path at slashes and resolves `.` and `..` in its letters, as path cleaning does in every runtime: nothing climbs above
+/// the root.
 fn components(path: &[u8]) -> Result<Vec<&[u8]>, Problem> {
     if path.contains(&0) {
         return Err(Problem::Path("it holds a NUL byte"));
@@ -467,7 +478,7 @@ fn components(path: &[u8]) -> Result<Vec<&[u8]>, Problem> {
     for part in path.split(|b| *b == b'/') {
         match part {
             b"" | b"." => {}
-            b".." => drop(parts.pop().ok_or(Problem::Climbs)?),
+            b".." => drop(parts.pop()),
             _ if parts.len() > MAX_DEPTH => return Err(too_deep()),
             _ => parts.push(part),
         }
@@ -480,34 +491,6 @@ fn checked_target(target: Vec<u8>) -> Result<Box<[u8]>, Problem> {
         0 => Err(Problem::Path("a symbolic link without a target")),
         1..=MAX_TARGET if !target.contains(&0) => Ok(target.into()),
         _ => Err(Problem::Path("a symbolic link's target is longer than 4095 bytes or holds a NUL byte")),
-    }
-}
-
-/// Linux device numbers have 12 bits of major and 20 of minor.
-fn check_device(major: u32, minor: u32) -> Result<(), Problem> {
-    match (major >> 12, minor >> 20) {
-        (0, 0) => Ok(()),
-        (0, _) => Err(Problem::Range { field: "device minor", value: i128::from(minor) }),
-        _ => Err(Problem::Range { field: "device major", value: i128::from(major) }),
-    }
-}
-
-enum XattrFate {
-    Keep,
-    Overlay,
-    Unsupported,
-}
-
-fn xattr_fate(xattr: &Xattr) -> XattrFate {
-    const KNOWN: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
-    const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
-    let name = &*xattr.name;
-    if name.starts_with(b"trusted.overlay.") {
-        XattrFate::Overlay
-    } else if KNOWN.iter().any(|k| name.starts_with(k) && name.len() > k.len()) || ACLS.contains(&name) {
-        XattrFate::Keep
-    } else {
-        XattrFate::Unsupported
     }
 }
 

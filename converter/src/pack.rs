@@ -14,7 +14,6 @@ use lazo_format::{BLOCK_SIZE, ChunkDigest};
 
 use crate::compress::{ChunkWriter, Pool, Spool};
 use crate::error::{LayerError, Problem};
-use crate::layer::Archive;
 use crate::layer::content::{Content, Piece};
 use crate::merge::FileId;
 
@@ -296,8 +295,8 @@ impl SetAside {
         let mut file = File::open(&self.path).map_err(Problem::Spool)?;
         for (_, id, offset, size) in &self.files {
             file.seek(SeekFrom::Start(*offset)).map_err(Problem::Spool)?;
-            let mut archive = Archive::of_data(BufReader::new(&mut file), *size);
-            head.add(*id, &mut Content::new(&mut archive, *size, None), contents)?;
+            let mut data = BufReader::new(&mut file);
+            head.add(*id, &mut Content::new(&mut data, *size, None), contents)?;
         }
         std::fs::remove_file(&self.path).map_err(Problem::Spool)
     }

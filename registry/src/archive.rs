@@ -1,21 +1,37 @@
 //! Tar archives of images, read in place: one pass over the headers, then every entry at its offset.
 
-use std::{collections::HashMap, fs::File, io::Read, path::Path};
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{self, BufReader, Read},
+    os::unix::fs::FileExt,
+    path::Path,
+};
 
-use tar::{EntryType, Header, PaxExtensions};
+use lazo_base::{
+    compression::{Compression, Decoder, ZstdWindow},
+    tar::{self, Input, Member, kind},
+};
 
 use crate::{
     error::{Error, Result},
     section::Section,
 };
 
-const BLOCK: u64 = 512;
 /// Most entries: an image archive has a few per layer, and the largest images some thousand layers in all platforms.
 const MAX_ENTRIES: usize = 65_536;
-/// Largest extended header (long name or pax records), bytes; paths end at 4096.
-const MAX_EXTENSION: u64 = 64 * 1024;
 /// Most links followed to reach an entry. `docker save` writes one.
 const MAX_LINKS: usize = 8;
+/// An archive, or a sparse file in one, may take so many times its stored size on the disk, and [`ALWAYS_UNPACKED`] in any case.
+/// Trees compress to a quarter or a tenth, and layers that are compressed already not at all, while a gzip of nothing but zeros
+/// unpacks to a thousand times its size.
+const MAX_RATIO: u64 = 64;
+/// Bytes that may be unpacked whatever the ratio.
+const ALWAYS_UNPACKED: u64 = 1 << 30;
+/// Read buffer in front of the decompressor.
+const COMPRESSED_BUFFER: usize = 128 * 1024;
+/// Bytes of a sparse file copied at a time.
+const COPY_PIECE: u64 = 256 * 1024;
 
 /// Where every entry of a tar lies.
 pub(crate) struct Archive {
@@ -26,122 +42,70 @@ pub(crate) struct Archive {
 
 enum Entry {
     File { offset: u64, size: u64 },
+    Sparse(Sparse),
     Link(String),
 }
 
-/// What extended headers say of the entry after them.
-#[derive(Default)]
-struct Extension {
-    path: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-    size: Option<u64>,
+/// A file whose zeros are left out: its pieces lie back to back from `offset` on.
+struct Sparse {
+    offset: u64,
+    stored: u64,
+    size: u64,
+    pieces: Vec<(u64, u64)>,
+}
+
+/// A section, read by the framing from its beginning on; what it skips is not read.
+struct Headers {
+    file: Section,
+    position: u64,
+}
+
+impl Input for Headers {
+    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let length = usize::try_from(self.file.len() - self.position).unwrap_or(usize::MAX).min(buffer.len());
+        self.file.read_exact_at(&mut buffer[..length], self.position)?;
+        self.position += length as u64;
+        Ok(length)
+    }
+
+    fn skip(&mut self, count: u64) -> io::Result<u64> {
+        let skipped = count.min(self.file.len() - self.position);
+        self.position += skipped;
+        Ok(skipped)
+    }
 }
 
 impl Archive {
-    /// Reads the headers of an uncompressed tar; a gzipped one is unpacked to an unnamed temporary file. Blocking.
+    /// Reads the headers of a tar; a compressed one is unpacked to an unnamed temporary file. Blocking.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let shown = path.display().to_string();
         let fail = |e| Error::io(format_args!("cannot open archive {shown}"), e);
-        let mut file = Section::open(path).map_err(fail)?;
-        let mut magic = [0; 4];
-        let known = file.len() >= 4 && file.read_exact_at(&mut magic, 0).is_ok();
-        if known && magic[..2] == [0x1f, 0x8b] {
-            file = unpack(path).map_err(|e| Error::io(format_args!("cannot decompress archive {shown}"), e))?;
-        } else if known && magic == [0x28, 0xb5, 0x2f, 0xfd] {
-            return Err(Error::invalid(format_args!("archive {shown}"), "it is compressed with zstd; unpack it first"));
-        }
+        let stored = Section::open(path).map_err(fail)?;
+        let file = match stored.compression().map_err(fail)? {
+            Compression::None => stored,
+            packed => unpack(path, &shown, packed, unpacked_limit(stored.len()))?,
+        };
         let mut archive = Self { file, path: shown, entries: HashMap::new() };
         archive.scan()?;
         Ok(archive)
     }
 
     fn scan(&mut self) -> Result<()> {
-        let mut position = 0;
-        let mut extension = Extension::default();
-        while let Some(header) = self.header(position)? {
-            let entry_type = header.entry_type();
-            let extends = matches!(
-                entry_type,
-                EntryType::XHeader | EntryType::XGlobalHeader | EntryType::GNULongName | EntryType::GNULongLink
-            );
-            let own_size = header.entry_size().map_err(|e| self.broken(position, e))?;
-            let size = if extends { own_size } else { extension.size.unwrap_or(own_size) };
-            let start = position + BLOCK;
-            let end = start.checked_add(size).filter(|end| *end <= self.file.len());
-            let end = end.ok_or_else(|| self.broken(position, "the archive ends within an entry"))?;
-            if extends {
-                self.extend(&mut extension, entry_type, start, size)?;
-            } else {
-                self.insert(&header, std::mem::take(&mut extension), start, size)?;
-            }
-            position = end.next_multiple_of(BLOCK);
+        let mut reader = tar::Reader::new(Headers { file: self.file.clone(), position: 0 });
+        while let Some(member) = reader.next_member().map_err(|error| self.broken(&error))? {
+            self.insert(member, reader.position(), reader.data_left())?;
         }
         Ok(())
     }
 
-    /// The header at `position`; `None` at the end: a block of zeros, or nothing more.
-    fn header(&self, position: u64) -> Result<Option<Header>> {
-        if position >= self.file.len() {
-            return Ok(None);
-        }
-        let mut header = Header::new_old();
-        self.file.read_exact_at(header.as_mut_bytes(), position).map_err(|e| self.broken(position, e))?;
-        let bytes = header.as_bytes();
-        if bytes.iter().all(|b| *b == 0) {
-            return Ok(None);
-        }
-        // The checksum counts its own field, bytes 148 to 155, as spaces.
-        let sum = |bytes: &[u8]| bytes.iter().map(|b| u32::from(*b)).sum::<u32>();
-        let expected = sum(&bytes[..148]) + 8 * u32::from(b' ') + sum(&bytes[156..]);
-        if header.cksum().ok() != Some(expected) {
-            return Err(self.broken(position, "bad header checksum; is this a tar?"));
-        }
-        Ok(Some(header))
-    }
-
-    fn extend(&self, extension: &mut Extension, entry_type: EntryType, start: u64, size: u64) -> Result<()> {
-        if entry_type == EntryType::XGlobalHeader {
-            return Ok(());
-        }
-        if size > MAX_EXTENSION {
-            return Err(Error::TooLarge {
-                what: format!("extended header in archive {}", self.path),
-                limit: MAX_EXTENSION,
-            });
-        }
-        let data = self.file.slice(start..start + size).map_or_else(|| Ok(Vec::new()), |s| s.read_all());
-        let data = data.map_err(|e| self.broken(start, e))?;
-        let text = || data.split(|b| *b == 0).next().unwrap_or_default().to_vec();
-        match entry_type {
-            EntryType::GNULongName => extension.path = Some(text()),
-            EntryType::GNULongLink => extension.link = Some(text()),
-            _ => {
-                for record in PaxExtensions::new(&data) {
-                    let record = record.map_err(|e| self.broken(start, e))?;
-                    let value = record.value_bytes();
-                    match record.key_bytes() {
-                        b"path" => extension.path = Some(value.to_vec()),
-                        b"linkpath" => extension.link = Some(value.to_vec()),
-                        b"size" => {
-                            let size = record.value().ok().and_then(|v| v.parse().ok());
-                            extension.size = Some(size.ok_or_else(|| self.broken(start, "bad size record"))?);
-                        }
-                        _ => {}
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn insert(&mut self, header: &Header, extension: Extension, offset: u64, size: u64) -> Result<()> {
+    fn insert(&mut self, member: Member, offset: u64, stored: u64) -> Result<()> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let name = text(&extension.path.unwrap_or_else(|| header.path_bytes().into_owned()));
-        let link = || text(&extension.link.clone().or(header.link_name_bytes().map(Into::into)).unwrap_or_default());
-        let entry = match header.entry_type() {
-            EntryType::Regular | EntryType::Continuous => Entry::File { offset, size },
-            EntryType::Link => Entry::Link(resolve("", &link())),
-            EntryType::Symlink => Entry::Link(resolve(parent(&resolve("", &name)), &link())),
+        let name = resolve("", &text(&member.name));
+        let entry = match (member.kind, member.pieces) {
+            (kind::FILE, None) => Entry::File { offset, size: stored },
+            (kind::FILE, Some(pieces)) => Entry::Sparse(Sparse { offset, stored, size: member.size, pieces }),
+            (kind::HARD_LINK, _) => Entry::Link(resolve("", &text(&member.link))),
+            (kind::SYMLINK, _) => Entry::Link(resolve(parent(&name), &text(&member.link))),
             _ => return Ok(()),
         };
         if self.entries.len() >= MAX_ENTRIES {
@@ -150,7 +114,7 @@ impl Archive {
                 format_args!("it has more than {MAX_ENTRIES} entries; is it an image?"),
             ));
         }
-        self.entries.insert(resolve("", &name), entry);
+        self.entries.insert(name, entry);
         Ok(())
     }
 
@@ -161,6 +125,7 @@ impl Archive {
             match self.entries.get(&name) {
                 None => return Ok(None),
                 Some(Entry::File { offset, size }) => return Ok(self.file.slice(*offset..offset + size)),
+                Some(Entry::Sparse(sparse)) => return self.expand(&name, sparse).map(Some),
                 Some(Entry::Link(target)) => name.clone_from(target),
             }
         }
@@ -171,9 +136,51 @@ impl Archive {
         &self.path
     }
 
-    fn broken(&self, position: u64, reason: impl std::fmt::Display) -> Error {
-        Error::invalid(format_args!("archive {} at byte {position}", self.path), reason)
+    /// A sparse file with its holes, in an unnamed temporary file that has holes too.
+    fn expand(&self, name: &str, sparse: &Sparse) -> Result<Section> {
+        let what = || format!("{name} in archive {}", self.path);
+        let limit = unpacked_limit(sparse.stored);
+        if sparse.size > limit {
+            return Err(Error::TooLarge { what: format!("sparse file {}", what()), limit });
+        }
+        let copy = || {
+            let file = tempfile::tempfile()?;
+            file.set_len(sparse.size)?;
+            let mut from = sparse.offset;
+            for (offset, length) in &sparse.pieces {
+                copy_piece(&self.file, from, &file, *offset, *length)?;
+                from += length;
+            }
+            Section::of(file)
+        };
+        copy().map_err(|e| Error::io(format_args!("cannot unpack {}", what()), e))
     }
+
+    fn broken(&self, error: &tar::Error) -> Error {
+        let tar::Error { position, member, fault } = error;
+        let member = member.as_ref().map(|name| format!(" in entry \"{}\"", name.escape_ascii())).unwrap_or_default();
+        let reason = match fault {
+            tar::Fault::Read(error) => format!("{fault}: {error}"),
+            _ => fault.to_string(),
+        };
+        Error::invalid(format_args!("archive {}{member} at byte {position}", self.path), reason)
+    }
+}
+
+fn copy_piece(from: &Section, position: u64, to: &File, offset: u64, length: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < length {
+        let piece = from.slice(position + done..position + length.min(done + COPY_PIECE));
+        let bytes = piece.ok_or(io::ErrorKind::UnexpectedEof)?.read_all()?;
+        to.write_all_at(&bytes, offset + done)?;
+        done += bytes.len() as u64;
+    }
+    Ok(())
+}
+
+/// Bytes that something of this stored size may take unpacked.
+fn unpacked_limit(stored: u64) -> u64 {
+    stored.saturating_mul(MAX_RATIO).max(ALWAYS_UNPACKED)
 }
 
 fn parent(name: &str) -> &str {
@@ -194,16 +201,22 @@ fn resolve(base: &str, path: &str) -> String {
     parts.join("/")
 }
 
-fn unpack(path: &Path) -> std::io::Result<Section> {
-    let mut input = flate2::read::MultiGzDecoder::new(File::open(path)?);
-    let temporary = tempfile::NamedTempFile::new()?;
-    std::io::copy(&mut input.by_ref(), &mut temporary.as_file())?;
-    // The open file outlives its name, which goes with `temporary`.
-    Section::open(temporary.path())
+fn unpack(path: &Path, shown: &str, compression: Compression, limit: u64) -> Result<Section> {
+    let fail = |e| Error::io(format_args!("cannot unpack archive {shown}, which is {compression}"), e);
+    let input = BufReader::with_capacity(COMPRESSED_BUFFER, File::open(path).map_err(fail)?);
+    let input = Decoder::new(input, compression, ZstdWindow::DEFAULT).map_err(fail)?;
+    let mut file = tempfile::tempfile().map_err(fail)?;
+    let unpacked = io::copy(&mut input.take(limit + 1), &mut file).map_err(fail)?;
+    if unpacked > limit {
+        return Err(Error::TooLarge { what: format!("what archive {shown} unpacks to"), limit });
+    }
+    Section::of(file).map_err(fail)
 }
 
 #[cfg(test)]
 mod tests {
+    use ::tar::{self, EntryType, Header};
+
     use super::*;
 
     fn archive(build: impl FnOnce(&mut tar::Builder<&mut Vec<u8>>)) -> (tempfile::NamedTempFile, Vec<u8>) {
@@ -212,6 +225,12 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &bytes).unwrap();
         (file, bytes)
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut gz, bytes).unwrap();
+        gz.finish().unwrap()
     }
 
     fn add(builder: &mut tar::Builder<&mut Vec<u8>>, name: &str, data: &[u8]) {
@@ -264,13 +283,76 @@ mod tests {
     }
 
     #[test]
-    fn reads_gzipped_archives() {
+    fn reads_compressed_archives() {
         let (file, bytes) = archive(|b| add(b, "x", b"data"));
-        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        std::io::Write::write_all(&mut gz, &bytes).unwrap();
-        std::fs::write(file.path(), gz.finish().unwrap()).unwrap();
+        for packed in [gzip(&bytes), zstd::encode_all(&bytes[..], 1).unwrap()] {
+            std::fs::write(file.path(), packed).unwrap();
+            let archive = Archive::open(file.path()).unwrap();
+            assert_eq!(content(&archive, "x").as_deref(), Some(b"data".as_slice()));
+        }
+    }
+
+    #[test]
+    fn unpacking_is_bounded() {
+        let (file, _) = archive(|_| {});
+        let packed = gzip(&vec![0; 1 << 20]);
+        std::fs::write(file.path(), &packed).unwrap();
+        assert_eq!(unpack(file.path(), "it", Compression::Gzip, 1 << 20).unwrap().len(), 1 << 20);
+        let error = unpack(file.path(), "it", Compression::Gzip, (1 << 20) - 1).unwrap_err();
+        assert!(matches!(error, Error::TooLarge { limit: 1_048_575, .. }), "{error}");
+        assert_eq!(unpacked_limit(10), 1 << 30);
+        assert_eq!(unpacked_limit(1 << 30), 64 << 30);
+        assert_eq!(unpacked_limit(u64::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn sparse_files_are_read_with_their_holes() {
+        let sparse = |size: &str| {
+            archive(|b| {
+                let records: [(&str, &[u8]); 3] = [
+                    ("GNU.sparse.size", size.as_bytes()),
+                    ("GNU.sparse.numblocks", b"2"),
+                    ("GNU.sparse.map", b"0,4,600000,2"),
+                ];
+                b.append_pax_extensions(records).unwrap();
+                add(b, "x", b"headzz");
+                add(b, "y", b"next");
+            })
+        };
+        let (file, _) = sparse("1000000");
         let archive = Archive::open(file.path()).unwrap();
-        assert_eq!(content(&archive, "x").as_deref(), Some(b"data".as_slice()));
+        let mut expected = vec![0; 1_000_000];
+        expected[..4].copy_from_slice(b"head");
+        expected[600_000..600_002].copy_from_slice(b"zz");
+        assert_eq!(content(&archive, "x").unwrap(), expected);
+        assert_eq!(content(&archive, "y").unwrap(), b"next");
+        let (file, _) = sparse("4000000000000");
+        let error = Archive::open(file.path()).unwrap().find("x").unwrap_err();
+        assert!(matches!(error, Error::TooLarge { .. }), "{error}");
+    }
+
+    #[test]
+    fn shows_what_containerd_sees() {
+        // A file with a slash in its name whose data reads as a header, and data behind a block of zeros.
+        let (file, mut bytes) = archive(|b| {
+            let mut hidden = Vec::new();
+            add(&mut tar::Builder::new(&mut hidden), "hidden", b"");
+            let mut header = Header::new_ustar();
+            header.set_entry_type(EntryType::Regular);
+            header.set_size(hidden.len() as u64);
+            header.as_mut_bytes()[..2].copy_from_slice(b"x/");
+            header.set_cksum();
+            b.append(&header, &hidden[..]).unwrap();
+            add(b, "last", b"");
+        });
+        let archive = Archive::open(file.path()).unwrap();
+        assert!(archive.find("hidden").unwrap().is_none());
+        assert!(archive.find("last").unwrap().is_some());
+        let second_zeros = bytes.len() - 512;
+        bytes[second_zeros] = 1;
+        std::fs::write(file.path(), &bytes).unwrap();
+        let error = Archive::open(file.path()).err().expect("refused").to_string();
+        assert!(error.contains("one block of zeros"), "{error}");
     }
 
     #[test]
@@ -281,20 +363,21 @@ mod tests {
             let error = Archive::open(file.path()).err().expect("refused").to_string();
             assert!(error.contains(reason), "{error}");
         };
-        refused(&bytes[..1500], "ends within an entry");
+        refused(&bytes[..1500], "truncated");
         refused(&bytes[..100], "at byte 0");
         let mut flipped = bytes.clone();
         flipped[3] ^= 1;
         refused(&flipped, "checksum");
         refused(b"#!/bin/sh\n", "at byte 0");
+        let tar_limit = lazo_base::tar::MAX_EXTENSION;
         let huge = archive(|b| {
             let mut header = Header::new_gnu();
             header.set_entry_type(EntryType::GNULongName);
-            header.set_size(MAX_EXTENSION + 1);
-            b.append_data(&mut header, "x", vec![b'a'; 65_537].as_slice()).unwrap();
+            header.set_size(tar_limit + 1);
+            b.append_data(&mut header, "x", vec![b'a'; (1 << 20) + 1].as_slice()).unwrap();
         });
-        refused(&huge.1, "larger than the limit");
+        refused(&huge.1, "more than 1048576 bytes in an extended header");
         let liar = archive(|b| b.append_pax_extensions([("size", b"18446744073709551615".as_slice())]).unwrap());
-        refused(&[&liar.1[..1024], &bytes].concat(), "ends within an entry");
+        refused(&[&liar.1[..1024], &bytes].concat(), "should be a number");
     }
 }

@@ -4,6 +4,7 @@
 
 use std::{collections::HashMap, path::Path};
 
+use lazo_base::compression::Compression;
 use lazo_format::{Algorithm, Digest, Hasher};
 use oci_spec::image::{Descriptor, ImageManifest, ImageManifestBuilder, MediaType, SCHEMA_VERSION};
 use serde::Deserialize;
@@ -146,15 +147,11 @@ fn choose<'a>(entries: &'a [Entry], reference: Option<&str>) -> Result<&'a Entry
 
 /// A layer's digest and descriptor, from its first bytes and its diffID.
 fn describe(section: &Section, diff_id: Digest, what: &str) -> Result<(Digest, Descriptor)> {
-    let mut magic = [0; 4];
-    let known = section.len() >= 4;
-    if known {
-        section.read_exact_at(&mut magic, 0).map_err(|e| Error::io(format_args!("cannot read {what}"), e))?;
-    }
-    let media_type = match magic {
-        [0x1f, 0x8b, ..] => MediaType::ImageLayerGzip,
-        [0x28, 0xb5, 0x2f, 0xfd] => MediaType::ImageLayerZstd,
-        _ => MediaType::ImageLayer,
+    let compression = section.compression().map_err(|e| Error::io(format_args!("cannot read {what}"), e))?;
+    let media_type = match compression {
+        Compression::Gzip => MediaType::ImageLayerGzip,
+        Compression::Zstd => MediaType::ImageLayerZstd,
+        Compression::None => MediaType::ImageLayer,
     };
     let digest = match media_type {
         MediaType::ImageLayer => diff_id,

@@ -1,5 +1,6 @@
 //! Media types of manifests and layers, in OCI's words and in Docker's.
 
+pub use lazo_base::compression::Compression;
 use oci_spec::image::MediaType;
 
 /// Docker's manifest list, an index.
@@ -17,21 +18,10 @@ pub(crate) const MANIFEST_ACCEPT: &str = "application/vnd.oci.image.index.v1+jso
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.docker.distribution.manifest.v2+json";
 
-/// How a layer's tar is packed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Compression {
-    /// A bare tar.
-    None,
-    /// gzip.
-    Gzip,
-    /// zstd.
-    Zstd,
-}
-
 /// What a layer's media type says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LayerKind {
-    /// How the tar is packed.
+    /// How the tar is said to be packed; readers go by its first bytes.
     pub compression: Compression,
     /// Docker's "foreign" and OCI's "nondistributable": the registry need not hold it, its `urls` do.
     pub foreign: bool,

@@ -7,6 +7,7 @@ use futures_util::{
     Stream, StreamExt,
     stream::{self, BoxStream},
 };
+use lazo_base::compression::{Compression, DETECTED_BY};
 
 /// Bytes a read takes at a time while streaming: enough that the hop to a blocking thread costs under 5 %.
 const READ_SIZE: u64 = 256 * 1024;
@@ -26,9 +27,21 @@ impl Section {
         if !std::fs::metadata(path)?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
-        let file = File::open(path)?;
-        let metadata = file.metadata()?;
-        Ok(Self { file: Arc::new(file), offset: 0, len: metadata.len() })
+        Self::of(File::open(path)?)
+    }
+
+    /// All of an open file.
+    pub(crate) fn of(file: File) -> io::Result<Self> {
+        let len = file.metadata()?.len();
+        Ok(Self { file: Arc::new(file), offset: 0, len })
+    }
+
+    /// How it is packed, by its first bytes; blocking.
+    pub(crate) fn compression(&self) -> io::Result<Compression> {
+        let mut first = [0; DETECTED_BY];
+        let length = usize::try_from(self.len).unwrap_or(DETECTED_BY).min(DETECTED_BY);
+        self.read_exact_at(&mut first[..length], 0)?;
+        Ok(Compression::detect(&first[..length]))
     }
 
     /// The bytes `range` of this section as a section, if they lie within it.

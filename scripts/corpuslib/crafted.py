@@ -15,6 +15,7 @@ EXCEPTIONS = [
     ("odd/loose", "mtime", "making the directories that no entry names changes it while unpacking"),
     ("odd/loose/implied", "mtime", "no entry in any layer: the unpacking time"),
     ("odd/loose/implied/a", "mtime", "no entry in any layer: the unpacking time"),
+    ("odd/xattr/user", "xattrs", "it drops one without a value, which containerd keeps"),
 ]
 
 
@@ -138,7 +139,8 @@ def links(tar: Tar):
 def metadata(tar: Tar):
     tar.dir(b"odd/dev/", mtime=NOW)
     for name, kind, dev in ((b"null", CHAR, (1, 3)), (b"sda", BLOCKDEV, (8, 0)), (b"zero", CHAR, (0, 7)),
-                            (b"large", CHAR, (4095, 1048575)), (b"wide", BLOCKDEV, (259, 300))):
+                            (b"large", CHAR, (4095, 1048575)), (b"wide", BLOCKDEV, (259, 300)),
+                            (b"cut", CHAR, (4097, (1 << 20) + 3))):
         tar.add(b"odd/dev/" + name, kind, dev=dev, mode=0o660, gid=6, mtime=NOW)
     tar.add(b"odd/dev/pipe", FIFO, mode=0o622, mtime=NOW)
     tar.dir(b"odd/mode/", mtime=NOW)
@@ -149,7 +151,11 @@ def metadata(tar: Tar):
     for uid, gid in ((65534, 65534), (65536, 0), (2097151, 2097152), (4_000_000_000, 4_100_000_000)):
         tar.add(b"odd/id/gnu-%d" % uid, uid=uid, gid=gid, gnu=True, mtime=NOW)
         tar.add(b"odd/id/pax-%d" % uid, uid=uid, gid=gid, pax_ids=True, mtime=NOW)
+    for name, uid, gid in ((b"minus-two", -2, -2), (b"minus-one", -1, -1), (b"wide", (1 << 32) + 5, (1 << 33) + 6)):
+        tar.add(b"odd/id/gnu-" + name, uid=uid, gid=gid, gnu=True, mtime=NOW)
+        tar.add(b"odd/id/pax-" + name, uid=uid, gid=gid, pax_ids=True, mtime=NOW)
     tar.dir(b"odd/time/", mtime=-1)
+    tar.add(b"odd/time/signed", pax={b"mtime": b"+5.5"})
     for ns in (0, 1, SECOND - 1, NOW + 987_654_321, -1, -SECOND, -SECOND // 2, -2_000_000_000 * SECOND,
                4_294_967_296 * SECOND, 9_000_000_000 * SECOND + 5):
         tar.add(b"odd/time/pax%d" % ns, mtime=ns)
@@ -197,6 +203,11 @@ def names(tar: Tar):
     tar.add(b"/odd/name/leading-slash", mtime=NOW)
     tar.add(b"odd//name/./double-slash", mtime=NOW)
     tar.add(b"odd/name/nul-type", b"\0", data=b"old regular", mtime=NOW)
+    tar.add(b"../../odd/name/climbs", data=b"not above the root", mtime=NOW)
+    tar.add(b"odd/name/../../../odd/name/climbs-too", mtime=NOW)
+    tar.add(b"odd/name/linked-from-above", HARDLINK, link=b"../odd/name/climbs")
+    tar.add(b"odd/name/a-file-with-a-slash/", data=b"A regular file, whatever its name ends in.".ljust(512), mtime=NOW)
+    tar.header(b"before-1.8", gnu=True, prefix=b"odd/name", mtime=NOW, kind=REGULAR)
     tar.add(b"short", pax={b"path": b"odd/name/renamed-by-pax", b"comment": b"of no effect"}, mtime=NOW)
 
 
@@ -223,18 +234,8 @@ def contents(tar: Tar):
 
 
 def beyond(out):
-    """What `umoci unpack` refuses (entry types S and 7) or writes out in full (8 GiB); each file beside an ordinary one, NAME.expected, of equal contents."""
+    """What `umoci unpack` writes out in full: 8 GiB, nearly all of it a hole."""
     tar = Tar(out)
     tar.dir(b"beyond/", mtime=NOW)
-    many = [(number * 65536 + 512, noise(700, number)) for number in range(100)]
-    for name, size, segments in ((b"two", 5 * CHUNK, [(CHUNK, b"A" * 1000), (3 * CHUNK + 100, b"B" * 5000)]),
-                                 (b"many", 100 * 65536, many), (b"hole", 1 << 20, []), (b"whole", 512, [(0, b"C" * 512)])):
-        contents = bytearray(size)
-        for at, data in segments:
-            contents[at:at + len(data)] = data
-        tar.sparse_gnu(b"beyond/sparse-" + name, size, segments, mtime=NOW)
-        tar.add(b"beyond/sparse-" + name + b".expected", data=bytes(contents), mtime=NOW)
     tar.sparse_pax(b"beyond/huge", 8 << 30, [(4 << 30, b"middle"), ((8 << 30) - 3, b"end")])
-    tar.add(b"beyond/contiguous", b"7", data=b"type 7", mtime=NOW)
-    tar.add(b"beyond/contiguous.expected", data=b"type 7", mtime=NOW)
     tar.end()

@@ -120,7 +120,7 @@ async fn parts_that_contradict_each_other_are_refused_and_nothing_is_kept() {
             chunk.device_size += 4096;
         }),
         ("version \"v9\"", |p| p.version = "v9"),
-        ("extended tar header", |p| p.extended_header = Some(32 << 20)),
+        ("extended header", |p| p.extended_header = Some(32 << 20)),
     ];
     for (expected, spoil) in spoil {
         let place = Place::new();

@@ -63,12 +63,12 @@ fn a_failed_conversion_leaves_no_new_destination() {
     let (scratch, corpus) = (Scratch::new(), Corpus::get("hostile"));
     for (transport, name) in [("oci", "layout"), ("oci-archive", "archive.tar")] {
         let path = scratch.join(name);
-        scratch.lazo_err(["convert", &corpus.image("climbing"), &format!("{transport}:{}:x", path.display())]);
+        scratch.lazo_err(["convert", &corpus.image("dangling-hardlink"), &format!("{transport}:{}:x", path.display())]);
         let left = layout::snapshot(&path);
         assert!(!path.exists() || left.is_empty(), "{transport}: left {left:?}");
     }
     let registry = Registry::start(&scratch, "registry");
-    scratch.lazo_err(["convert", &corpus.image("climbing"), &registry.image("app:x")]);
+    scratch.lazo_err(["convert", &corpus.image("dangling-hardlink"), &registry.image("app:x")]);
     let manifests = registry
         .requests()
         .into_iter()

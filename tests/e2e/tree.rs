@@ -74,25 +74,15 @@ fn python_runs_inside_a_mounted_image() {
 }
 
 #[test]
-fn entry_types_that_other_tools_refuse() {
+fn a_file_of_8_gib_that_is_a_hole() {
     let scratch = Scratch::new();
     let image = Image::open(&converted("small", "beyond"), "lazo", &scratch.dir("image"));
     fsck(&image);
     assert_eq!(image.inode(b"beyond/huge").size, 8 << 30);
     let data: u64 = image.devices.iter().map(|path| path.metadata().expect("a device").len()).sum();
-    assert!(data < 16 << 20, "holes take space: {data} bytes of data");
+    assert!(data < 1 << 20, "holes take space: {data} bytes of data");
     let kernel =
         ErofsMount::new(&image.bootstrap_path, &image.devices, &scratch.dir("kernel")).expect("the kernel mounts it");
-    let listing = Listing::of_directory(kernel.path());
-    let mut compared = 0;
-    for (path, expected) in &listing.0 {
-        if let Some(path) = path.strip_suffix(b".expected") {
-            let found = &listing.0[path];
-            assert_eq!((found.size, found.contents), (expected.size, expected.contents), "{}", path.escape_ascii());
-            compared += 1;
-        }
-    }
-    assert_eq!(compared, 5);
     let mut bytes = [0; 6];
     let huge = std::fs::File::open(kernel.path().join("beyond/huge")).expect("the huge file");
     std::os::unix::fs::FileExt::read_exact_at(&huge, &mut bytes, 4 << 30).expect("its middle");

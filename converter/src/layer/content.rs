@@ -1,8 +1,7 @@
 //! The content of one regular file, cut at multiples of the chunk size, with holes told from data.
 
-use std::io::Read;
+use std::io::{self, Read};
 
-use super::archive::Archive;
 use crate::error::Problem;
 
 /// One stretch of a file.
@@ -16,7 +15,8 @@ pub(crate) enum Piece {
 
 /// Yields a file's pieces in order.
 pub(crate) struct Content<'a, R> {
-    archive: &'a mut Archive<R>,
+    /// The file's stored data.
+    data: &'a mut R,
     size: u64,
     position: u64,
     /// Data pieces of a sparse file that were not read to their end yet; the first one's start moves as it is read.
@@ -24,8 +24,9 @@ pub(crate) struct Content<'a, R> {
 }
 
 impl<'a, R: Read> Content<'a, R> {
-    pub(crate) fn new(archive: &'a mut Archive<R>, size: u64, pieces: Option<Vec<(u64, u64)>>) -> Self {
-        Self { archive, size, position: 0, sparse: pieces.map(|p| p.into_iter().peekable()) }
+    /// `data` has all of `size` bytes, or of a sparse file the pieces back to back.
+    pub(crate) fn new(data: &'a mut R, size: u64, pieces: Option<Vec<(u64, u64)>>) -> Self {
+        Self { data, size, position: 0, sparse: pieces.map(|p| p.into_iter().peekable()) }
     }
 
     pub(crate) fn size(&self) -> u64 {
@@ -44,33 +45,33 @@ impl<'a, R: Read> Content<'a, R> {
         }
         let start = self.position;
         if let Some(sparse) = &mut self.sparse {
-            let data = sparse.peek().map_or(self.size, |(offset, _)| offset - offset % chunk_size);
-            if data > start {
-                self.position = data;
-                return Ok(Some(Piece::Hole(data - start)));
+            let next = sparse.peek().map_or(self.size, |(offset, _)| offset - offset % chunk_size);
+            if next > start {
+                self.position = next;
+                return Ok(Some(Piece::Hole(next - start)));
             }
         }
         buffer.clear();
         buffer.resize(usize::try_from(length).map_err(|_| Problem::Truncated)?, 0);
         self.position += length;
         match &mut self.sparse {
-            None => fill(self.archive, buffer)?,
-            Some(sparse) => fill_sparse(self.archive, sparse, start, buffer)?,
+            None => fill(self.data, buffer)?,
+            Some(sparse) => fill_sparse(self.data, sparse, start, buffer)?,
         }
         Ok(Some(Piece::Data))
     }
 }
 
-fn fill<R: Read>(archive: &mut Archive<R>, buffer: &mut [u8]) -> Result<(), Problem> {
-    match archive.read_data(buffer)? == buffer.len() {
-        true => Ok(()),
-        false => Err(Problem::Truncated),
-    }
+fn fill<R: Read>(data: &mut R, buffer: &mut [u8]) -> Result<(), Problem> {
+    data.read_exact(buffer).map_err(|error| match error.kind() {
+        io::ErrorKind::UnexpectedEof => Problem::Truncated,
+        _ => Problem::Read(error),
+    })
 }
 
 /// Reads what data lies in the file from `start` on for the length of `buffer`, which is zeroed.
 fn fill_sparse<R: Read>(
-    archive: &mut Archive<R>,
+    data: &mut R,
     sparse: &mut std::iter::Peekable<std::vec::IntoIter<(u64, u64)>>,
     start: u64,
     buffer: &mut [u8],
@@ -83,7 +84,7 @@ fn fill_sparse<R: Read>(
         let stop = (*offset + *length).min(end);
         let range = (*offset - start)..(stop - start);
         let (Ok(from), Ok(to)) = (usize::try_from(range.start), usize::try_from(range.end)) else { break };
-        fill(archive, &mut buffer[from..to])?;
+        fill(data, &mut buffer[from..to])?;
         *length -= stop - *offset;
         *offset = stop;
         if *length == 0 {

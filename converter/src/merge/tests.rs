@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lazo_format::Xattr;
 use proptest::prelude::*;
 
 use super::*;
@@ -164,20 +165,16 @@ fn parents_through_symbolic_links() {
 }
 
 #[test]
-fn what_climbs_or_loops_is_refused() {
+fn what_loops_or_names_nothing_is_refused() {
     let mut merge = merged(&[]);
     merge.apply(entry("x", EntryKind::Symlink(b"y".to_vec()))).unwrap();
     merge.apply(entry("y", EntryKind::Symlink(b"x".to_vec()))).unwrap();
     merge.apply(entry("f", file())).unwrap();
     assert!(matches!(merge.apply(entry("x/f", file())), Err(Problem::LinkLoop)));
-    assert!(matches!(merge.apply(entry("../f", file())), Err(Problem::Climbs)));
-    assert!(matches!(merge.apply(entry("a/../../f", file())), Err(Problem::Climbs)));
     assert!(matches!(merge.apply(entry("f/g", file())), Err(Problem::NotADirectory(_))));
     assert!(matches!(merge.apply(entry(".wh.", file())), Err(Problem::Path(_))));
     assert!(matches!(merge.apply(entry("a/.wh...", file())), Err(Problem::Path(_))));
     assert!(matches!(merge.apply(entry("/", file())), Err(Problem::Path(_))));
-    assert!(matches!(merge.apply(entry("w", EntryKind::CharDevice(0, 0))), Err(Problem::Unsupported(_))));
-    assert!(matches!(merge.apply(entry("d", EntryKind::CharDevice(4096, 0))), Err(Problem::Range { .. })));
     assert!(merge.resolve(b"x").is_none());
     let deep = "d/".repeat(MAX_DEPTH + 2);
     assert!(matches!(merge.apply(entry(&deep, EntryKind::Directory)), Err(Problem::TooMany { .. })));
@@ -269,4 +266,81 @@ fn what_names_links_and_attributes_take_is_bounded() {
     big(&mut merge);
     merge.apply(entry("a", EntryKind::HardLink(b"f".to_vec()))).unwrap();
     full(merge.apply(entry("b", EntryKind::HardLink(b"f".to_vec()))));
+}
+
+#[test]
+fn nothing_climbs_above_the_root() {
+    let mut merge = merged(&[&[("/gone", Item::File(1))], &[]]);
+    for path in ["../f", "a/../../g", "/../../b/h"] {
+        merge.apply(entry(path, file())).unwrap();
+    }
+    merge.apply(entry("i", EntryKind::HardLink(b"../../f".to_vec()))).unwrap();
+    merge.apply(entry("../.wh.gone", file())).unwrap();
+    let paths: Vec<String> = shown(&merge).into_keys().collect();
+    assert_eq!(paths, ["/b", "/b/h", "/f", "/g", "/i"]);
+}
+
+#[test]
+fn an_owner_of_minus_one_is_the_one_that_is_there() {
+    let mut merge = merged(&[&[("/d", Item::Directory(7))], &[]]);
+    let nobody = |path: &str, kind| Entry { path: path.into(), meta: meta(u32::MAX), kind };
+    merge.apply(nobody("d", EntryKind::Directory)).unwrap();
+    merge.apply(nobody("new", EntryKind::Directory)).unwrap();
+    merge.apply(nobody("d/f", file())).unwrap();
+    let expected = [("/d", true, 7), ("/d/f", false, 0), ("/new", true, 0)];
+    assert_eq!(shown(&merge), expected.map(|(path, directory, uid)| (path.into(), (directory, uid))).into());
+}
+
+#[test]
+fn whiteout_devices_hide_and_are_not_seen() {
+    let mut merge = merged(&[&[("/below", Item::File(1)), ("/d/f", Item::File(1)), ("/kept", Item::File(1))], &[]]);
+    let device = |path: &str| entry(path, EntryKind::CharDevice(0, 0));
+    for path in ["below", "own", "d", "alone"] {
+        merge.apply(device(path)).unwrap();
+    }
+    merge.apply(entry("own", file())).unwrap();
+    assert!(matches!(merge.apply(entry("d/g", file())), Err(Problem::NotADirectory(_))), "as in every runtime");
+    merge.begin_layer(2);
+    merge.apply(entry("d/h", file())).unwrap();
+    merge.hide_whiteout_devices();
+    let paths: Vec<String> = shown(&merge).into_keys().collect();
+    assert_eq!(paths, ["/d", "/d/h", "/kept", "/own"]);
+    assert_eq!(merge.warnings.whiteout_devices, 2);
+}
+
+#[test]
+fn user_xattrs_are_for_files_and_directories() {
+    let mut merge = merged(&[]);
+    let xattr = |name: &str| Xattr { name: name.as_bytes().into(), value: Box::default() };
+    let kinds = [
+        ("file", file(), true),
+        ("directory", EntryKind::Directory, true),
+        ("link", EntryKind::Symlink(b"x".to_vec()), false),
+        ("fifo", EntryKind::Fifo, false),
+        ("char", EntryKind::CharDevice(1, 3), false),
+        ("block", EntryKind::BlockDevice(8, 0), false),
+    ];
+    for (name, kind, kept) in kinds {
+        let meta = Meta { xattrs: vec![xattr("user.a"), xattr("trusted.b")], ..meta(0) };
+        merge.apply(Entry { path: name.into(), meta, kind }).unwrap();
+        let node = merge.child(ROOT, name.as_bytes()).unwrap().node;
+        let names: Vec<&[u8]> = merge.node(node).meta.xattrs.iter().map(|x| &*x.name).collect();
+        let expected: &[&[u8]] = if kept { &[b"user.a", b"trusted.b"] } else { &[b"trusted.b"] };
+        assert_eq!(names, expected, "{name}");
+    }
+    assert_eq!(merge.warnings.user_xattrs, 4);
+}
+
+#[test]
+fn global_headers_say_nothing_of_files() {
+    let mut merge = merged(&[&[("/etc/passwd", Item::File(1))], &[]]);
+    let before = shown(&merge);
+    for path in ["pax_global_header", "etc/comment", "no/such/directory/comment", "/"] {
+        assert_eq!(merge.apply(entry(path, EntryKind::Comment)).unwrap(), Applied::Mark, "{path}");
+    }
+    for path in ["etc/passwd", "./etc/../etc/passwd", "etc", "etc/.wh.passwd", "new/.wh..wh..opq"] {
+        let problem = merge.apply(entry(path, EntryKind::Comment)).unwrap_err();
+        assert!(matches!(problem, Problem::Unsupported(_)), "{path}: {problem}");
+    }
+    assert_eq!(shown(&merge), before);
 }

@@ -36,6 +36,12 @@ fn main() {
     {
         put("manifest", name, format!("\x05{reference}").as_bytes());
     }
+    for (name, layer) in [("plain", plain_layer()), ("long", long_layer()), ("sparse", sparse_layer())] {
+        // An even first byte: an archive as it stands.
+        put("tar_judges", name, &[&[0][..], &layer].concat());
+    }
+    // An odd one: instructions.
+    put("tar_judges", "instructions", &[1; 64]);
     put("archive", "oci", &oci_archive());
     put("archive", "docker", &docker_archive());
 }

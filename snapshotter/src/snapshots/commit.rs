@@ -4,8 +4,9 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::sync::Arc;
 
+use lazo_base::walk::open_below;
 use lazo_format::index::{MAX_BLOB_TABLE, blob_digests};
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::OFlags;
 
 use super::create::image_of;
 use super::error::{Error, file};
@@ -78,8 +79,7 @@ impl Snapshots {
             let missing = |_: io::Error| Error::NoBootstrap { key: key.to_owned(), path };
             // What is no file is not waited for.
             let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-            let opened = openat2(&root, path, flags, Mode::empty(), resolve).map_err(io::Error::from);
+            let opened = open_below(&root, path.as_ref(), flags).map_err(io::Error::from);
             let opened = File::from(opened.map_err(missing)?);
             let is_file = opened.metadata().map_err(missing)?.is_file();
             if is_file { Ok(opened) } else { Err(Error::NoBootstrap { key: key.to_owned(), path }) }

@@ -5,8 +5,9 @@ use std::io::{self, Read, Seek as _, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use flate2::read::MultiGzDecoder;
 use futures_util::StreamExt as _;
+use lazo_base::compression::{Compression, Decoder, ZstdWindow};
+use lazo_base::tar::{self, Fault, Input, Stream};
 use lazo_format::media::{BOOTSTRAP_PATH, INDEX_PATH};
 use lazo_format::{ChunkDigest, Digest, Hasher, Index};
 use lazo_registry::oci_spec::image::{Descriptor, ImageConfiguration};
@@ -198,22 +199,48 @@ async fn unpack(layer: File, dir: PathBuf, names: Names, diff_id: Digest, image:
 
 fn unpack_now(layer: File, dir: &Path, names: Names, diff_id: &Digest, image: &str) -> Result<Unpacked> {
     let failed = || Error::io("unpack the bootstrap layer in", dir);
-    let unpacked = MultiGzDecoder::new(io::BufReader::with_capacity(BUFFER, layer)).take(MAX_UNPACKED);
-    let mut archive = tar::Archive::new(Hashing { inner: unpacked, hasher: Hasher::new(diff_id.algorithm()) });
+    let stored = io::BufReader::with_capacity(BUFFER, layer);
+    let unpacked = Decoder::new(stored, Compression::Gzip, ZstdWindow::DEFAULT).map_err(failed())?.take(MAX_UNPACKED);
+    // Without extended headers, as the format has it: what containerd unpacks of such a layer is what is read here.
+    let hashing = Hashing { inner: unpacked, hasher: Hasher::new(diff_id.algorithm()) };
+    let mut archive = tar::Reader::without_extensions(Stream(hashing));
+    let too_large = || damaged(image, &format!("its bootstrap layer unpacks to more than {MAX_UNPACKED} bytes"));
+    let files = unpack_files(&mut archive, dir, names, image);
+    let mut rest = archive.into_inner().0;
+    // What was cut off at the bound looks like a truncated archive.
+    if rest.inner.limit() == 0 {
+        return too_large();
+    }
+    let files = files?;
+    io::copy(&mut rest, &mut io::sink()).map_err(failed())?;
+    if rest.inner.limit() == 0 {
+        return too_large();
+    }
+    let actual = rest.hasher.finish();
+    if actual != *diff_id {
+        return damaged(image, &format!("its bootstrap layer unpacks to {actual}, its config says {diff_id}"));
+    }
+    match files {
+        (Some(bootstrap), Some(index)) => Ok(Unpacked { bootstrap, index }),
+        _ => damaged(image, &format!("its bootstrap layer has not both {BOOTSTRAP_PATH} and {INDEX_PATH}")),
+    }
+}
+
+/// Writes bootstrap and index, as far as the archive has them.
+fn unpack_files(
+    archive: &mut tar::Reader<impl Input>,
+    dir: &Path,
+    names: Names,
+    image: &str,
+) -> Result<(Option<File>, Option<File>)> {
     let (mut bootstrap, mut index) = (None, None);
-    // Raw: otherwise the crate reads extended headers, which may be gigabytes of zeros, into memory.
-    for entry in archive.entries().map_err(failed())?.raw(true) {
-        let mut entry = entry.map_err(failed())?;
-        if is_extended_header(entry.header().entry_type()) {
-            return damaged(image, "its bootstrap layer has an extended tar header, for which there is no need");
-        }
-        let path = entry.path_bytes();
-        let (name, seen) = match path.strip_prefix(b"./").unwrap_or(&path) {
+    while let Some(member) = archive.next_member().or_else(|error| bad_archive(image, dir, error))? {
+        let (name, seen) = match member.name.strip_prefix(b"./").unwrap_or(&member.name) {
             path if path == BOOTSTRAP_PATH.as_bytes() => (BOOTSTRAP, &mut bootstrap),
             path if path == INDEX_PATH.as_bytes() => (INDEX, &mut index),
             _ => continue,
         };
-        if seen.is_some() || !entry.header().entry_type().is_file() {
+        if seen.is_some() || member.kind != tar::kind::FILE || member.pieces.is_some() {
             return damaged(image, &format!("its bootstrap layer has {name} twice, or as no file"));
         }
         let path = dir.join(name);
@@ -222,33 +249,21 @@ fn unpack_now(layer: File, dir: &Path, names: Names, diff_id: &Digest, image: &s
             Names::None => tempfile::tempfile_in(dir),
         };
         let mut file = file.map_err(Error::io("write", &path))?;
-        io::copy(&mut entry, &mut file).map_err(failed())?;
+        io::copy(archive, &mut file).map_err(Error::io("unpack the bootstrap layer in", dir))?;
         if let Names::Kept = names {
             file.sync_all().map_err(Error::io("sync", &path))?;
         }
         *seen = Some(file);
     }
-    let mut rest = archive.into_inner();
-    io::copy(&mut rest, &mut io::sink()).map_err(failed())?;
-    if rest.inner.limit() == 0 {
-        return damaged(image, &format!("its bootstrap layer unpacks to more than {MAX_UNPACKED} bytes"));
-    }
-    let actual = rest.hasher.finish();
-    if actual != *diff_id {
-        return damaged(image, &format!("its bootstrap layer unpacks to {actual}, its config says {diff_id}"));
-    }
-    match (bootstrap, index) {
-        (Some(bootstrap), Some(index)) => Ok(Unpacked { bootstrap, index }),
-        _ => damaged(image, &format!("its bootstrap layer has not both {BOOTSTRAP_PATH} and {INDEX_PATH}")),
-    }
+    Ok((bootstrap, index))
 }
 
-/// Whether an entry of a tar changes the meaning of the next one, as long names and PAX records do.
-fn is_extended_header(kind: tar::EntryType) -> bool {
-    kind.is_gnu_longname()
-        || kind.is_gnu_longlink()
-        || kind.is_pax_local_extensions()
-        || kind.is_pax_global_extensions()
+/// What is wrong with the layer's archive, or with the disk.
+fn bad_archive<T>(image: &str, dir: &Path, error: tar::Error) -> Result<T> {
+    match error {
+        tar::Error { fault: Fault::Read(error), .. } => Err(Error::io("unpack the bootstrap layer in", dir)(error)),
+        error => damaged(image, &format!("its bootstrap layer, {error}: {}", error.fault)),
+    }
 }
 
 /// The rest of the chain: the index is sound, and names this bootstrap.

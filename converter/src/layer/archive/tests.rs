@@ -1,5 +1,7 @@
 //! Archives as tar writers make them, and as nobody should.
 
+use ::tar;
+
 use super::*;
 use crate::layer::content::{Content, Piece};
 
@@ -35,7 +37,7 @@ fn pax(archive: &mut Vec<u8>, records: &[(&str, &[u8])]) {
 fn content(archive: &mut Archive<&[u8]>, chunk: u64) -> (Vec<u8>, Vec<Piece>) {
     let entry = archive.next_entry().unwrap().unwrap();
     let EntryKind::File { size, pieces } = entry.kind else { panic!("{entry:?}") };
-    let mut content = Content::new(archive, size, pieces);
+    let mut content = Content::new(archive.data(), size, pieces);
     let (mut all, mut kinds, mut buffer) = (Vec::new(), Vec::new(), Vec::new());
     while let Some(piece) = content.next(chunk, &mut buffer).unwrap() {
         match &piece {
@@ -48,27 +50,57 @@ fn content(archive: &mut Archive<&[u8]>, chunk: u64) -> (Vec<u8>, Vec<Piece>) {
     (all, kinds)
 }
 
+/// What the entry of an archive of one member is like.
+fn only(bytes: &[u8]) -> Entry {
+    Archive::new(bytes).next_entry().unwrap().unwrap()
+}
+
 #[test]
-fn extensions_take_effect_in_order() {
+fn owners_are_cut_as_the_system_call_cuts_them() {
+    for (record, uid) in [
+        ("4000000000", 4_000_000_000),
+        ("-2", 4_294_967_294),
+        ("-1", u32::MAX),
+        ("4294967301", 5),
+        ("-4294967291", 5),
+        ("+7", 7),
+    ] {
+        let mut bytes = Vec::new();
+        pax(&mut bytes, &[("uid", record.as_bytes()), ("gid", record.as_bytes())]);
+        push(&mut bytes, &header(b'0', "f", 0), b"");
+        let meta = only(&bytes).meta;
+        assert_eq!((meta.uid, meta.gid, meta.permissions), (uid, uid, 0o4755), "{record}");
+    }
+    let mut negative = header(b'0', "f", 0);
+    negative.as_gnu_mut().unwrap().uid = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xfe];
+    negative.set_cksum();
+    assert_eq!(only(negative.as_bytes()).meta.uid, 4_294_967_294);
+}
+
+#[test]
+fn devices_are_cut_as_mknod_cuts_them() {
+    let mut large = header(b'3', "d", 0);
+    large.set_device_major(4097).unwrap();
+    large.set_device_minor((1 << 20) + 3).unwrap();
+    large.set_cksum();
+    assert!(matches!(only(large.as_bytes()).kind, EntryKind::CharDevice(1, 3)));
+}
+
+#[test]
+fn times_and_xattrs() {
     let mut bytes = Vec::new();
-    push(&mut bytes, &header(b'L', "long", 5), b"gnu\0x");
-    push(&mut bytes, &header(b'0', "short", 3), b"abc");
-    let long = "d/".repeat(300) + "f";
-    pax(&mut bytes, &[("path", long.as_bytes()), ("uid", b"4000000000"), ("mtime", b"-0.25"), ("size", b"2")]);
-    push(&mut bytes, &header(b'0', "ignored", 0), b"xy");
-    bytes.extend_from_slice(&[0; 1024]);
-    let mut archive = Archive::new(&bytes[..]);
-    let first = archive.next_entry().unwrap().unwrap();
-    assert_eq!(first.path, b"gnu");
-    assert_eq!((first.meta.permissions, first.meta.uid, first.meta.gid, first.meta.mtime.seconds), (0o4755, 1, 2, 3));
-    let second = archive.next_entry().unwrap().unwrap();
-    assert_eq!(second.path, long.as_bytes());
-    assert_eq!(second.meta.uid, 4_000_000_000);
-    assert_eq!(second.meta.mtime, Timestamp { seconds: -1, nanoseconds: 750_000_000 });
-    let mut data = [0; 8];
-    assert_eq!(archive.read_data(&mut data).unwrap(), 2);
-    assert_eq!(&data[..2], b"xy");
-    assert!(archive.next_entry().unwrap().is_none());
+    let records: [(&str, &[u8]); 4] = [
+        ("mtime", b"-0.25"),
+        ("SCHILY.xattr.user.b", b"\0\n12 path=evil\n"),
+        ("SCHILY.xattr.user.empty", b""),
+        ("SCHILY.xattr.user.b", b"last"),
+    ];
+    pax(&mut bytes, &records);
+    push(&mut bytes, &header(b'0', "f", 0), b"");
+    let meta = only(&bytes).meta;
+    assert_eq!(meta.mtime, Timestamp { seconds: -1, nanoseconds: 750_000_000 });
+    let xattrs: Vec<(&[u8], &[u8])> = meta.xattrs.iter().map(|x| (&*x.name, &*x.value)).collect();
+    assert_eq!(xattrs, [(&b"user.b"[..], &b"last"[..]), (b"user.empty", b"")]);
 }
 
 #[test]
@@ -90,11 +122,13 @@ fn pax_sparse_formats() {
         ],
     );
     push(&mut bytes, &header(b'0', "GNUSparseFile.0/s10", stored), &data10);
-    pax(&mut bytes, &[("GNU.sparse.size", size), ("GNU.sparse.map", b"0,4,12288,2")]);
+    let numblocks: (&str, &[u8]) = ("GNU.sparse.numblocks", b"2");
+    pax(&mut bytes, &[numblocks, ("GNU.sparse.size", size), ("GNU.sparse.map", b"0,4,12288,2")]);
     push(&mut bytes, &header(b'0', "s01", 6), b"headzz");
     pax(
         &mut bytes,
         &[
+            numblocks,
             ("GNU.sparse.size", size),
             ("GNU.sparse.offset", b"0"),
             ("GNU.sparse.numbytes", b"4"),
@@ -117,12 +151,14 @@ fn pax_sparse_formats() {
 #[test]
 fn a_piece_may_span_chunks() {
     let mut bytes = Vec::new();
-    pax(&mut bytes, &[("GNU.sparse.size", b"1000000000000"), ("GNU.sparse.map", b"5000,6000")]);
+    let records: [(&str, &[u8]); 3] =
+        [("GNU.sparse.numblocks", b"1"), ("GNU.sparse.size", b"1000000000000"), ("GNU.sparse.map", b"5000,6000")];
+    pax(&mut bytes, &records);
     push(&mut bytes, &header(b'0', "s", 6000), &[7; 6000]);
     let mut archive = Archive::new(&bytes[..]);
     let entry = archive.next_entry().unwrap().unwrap();
     let EntryKind::File { size, pieces } = entry.kind else { panic!() };
-    let mut content = Content::new(&mut archive, size, pieces);
+    let mut content = Content::new(archive.data(), size, pieces);
     let mut buffer = Vec::new();
     assert_eq!(content.next(4096, &mut buffer).unwrap(), Some(Piece::Hole(4096)));
     assert_eq!(content.next(4096, &mut buffer).unwrap(), Some(Piece::Data));
@@ -134,40 +170,57 @@ fn a_piece_may_span_chunks() {
 }
 
 #[test]
-fn negative_base_256_times() {
-    let mut early = header(b'0', "f", 0);
-    let mut field = [0xff; 12];
-    field[11] = 0xfe;
-    early.as_gnu_mut().unwrap().mtime = field;
-    early.set_cksum();
-    let mut archive = Archive::new(&early.as_bytes()[..]);
-    assert_eq!(archive.next_entry().unwrap().unwrap().meta.mtime.seconds, -2);
+fn errors_name_entry_and_position() {
+    let mut good = Vec::new();
+    push(&mut good, &header(b'0', "fine", 600), &[1; 600]);
+    let with = |kind, size| [good.clone(), header(kind, "bad", size).as_bytes().to_vec()].concat();
+    let mut record = good.clone();
+    pax(&mut record, &[("uid", b"root")]);
+    push(&mut record, &header(b'0', "bad", 0), b"");
+    for (what, bytes, expected) in [
+        (
+            "a member that is cut",
+            good[..700].to_vec(),
+            "entry \"fine\" at byte 0 of the archive: the archive is truncated",
+        ),
+        (
+            "a header that is cut",
+            with(b'0', 0)[..1600].to_vec(),
+            "header at byte 1536 of the archive, after entry \"fine\": ",
+        ),
+        (
+            "a checksum",
+            [good.clone(), vec![b'x'; 512]].concat(),
+            "header at byte 1536 of the archive, after entry \"fine\": ",
+        ),
+        ("the first header", vec![b'x'; 512], "header at byte 0 of the archive: the archive is corrupt"),
+        (
+            "an extended header",
+            with(b'x', 1 << 40),
+            "header at byte 1536 of the archive, after entry \"fine\": more than",
+        ),
+        ("a label", with(b'V', 0), "entry \"bad\" at byte 1536 of the archive: unsupported: tar entry type 'V'"),
+        ("contiguous", with(b'7', 0), "entry \"bad\" at byte 1536 of the archive: unsupported: tar entry type '7'"),
+        ("old sparse", with(b'S', 0), "entry \"bad\" at byte 1536 of the archive: unsupported: tar entry type 'S'"),
+        ("a record", record, "entry \"bad\" at byte 2560 of the archive: the archive is corrupt: a record"),
+    ] {
+        let error = crate::check_layer(&bytes[..]).unwrap_err().to_string();
+        assert!(error.starts_with(expected), "{what}: {error}");
+    }
+    crate::check_layer(&good[..]).unwrap();
 }
 
 #[test]
-fn broken_archives_are_refused() {
-    let mut good = Vec::new();
-    push(&mut good, &header(b'0', "f", 600), &[1; 600]);
-    let check = |bytes: &[u8]| {
-        let mut archive = Archive::new(bytes);
-        while archive.next_entry()?.is_some() {}
-        Ok::<_, LayerError>(())
-    };
-    check(&good).unwrap();
-    for cut in [1, 511, 513, 1100] {
-        assert!(matches!(check(&good[..cut]).unwrap_err().problem(), Problem::Truncated), "cut at {cut}");
-    }
-    let mut flipped = good.clone();
-    flipped[0] ^= 1;
-    assert!(matches!(check(&flipped).unwrap_err().problem(), Problem::Corrupt(_)));
-    let huge = header(b'x', "p", 1 << 40);
-    assert!(matches!(check(huge.as_bytes()).unwrap_err().problem(), Problem::TooMany { .. }));
-    let unknown = check(header(b'V', "label", 0).as_bytes()).unwrap_err();
-    assert_eq!(unknown.entry(), Some(&b"label"[..]));
-    for map in ["0,4,2,2", "0,4,16384,2", "0,5", "0", "18446744073709551615,2"] {
-        let mut bytes = Vec::new();
-        pax(&mut bytes, &[("GNU.sparse.size", b"16384"), ("GNU.sparse.map", map.as_bytes())]);
-        push(&mut bytes, &header(b'0', "s", 6), b"headzz");
-        assert!(matches!(check(&bytes).unwrap_err().problem(), Problem::Corrupt(_)), "{map}");
+fn a_layer_may_be_empty_or_lack_its_end() {
+    let mut file = Vec::new();
+    push(&mut file, &header(b'0', "f", 3), b"abc");
+    for (what, bytes, entries) in [
+        ("no bytes", &[][..], 0),
+        ("zeros", &[0; 1024], 0),
+        ("one block of zeros", &[0; 512], 0),
+        ("no end", &file, 1),
+        ("no padding", &file[..515], 1),
+    ] {
+        assert_eq!(crate::check_layer(bytes).unwrap(), entries, "{what}");
     }
 }

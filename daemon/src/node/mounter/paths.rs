@@ -9,7 +9,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxAttributes, StatxFlags, fstat, openat, statx};
+use lazo_base::walk::{open_below, open_from_root};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Statx, StatxAttributes, StatxFlags, fstat, statx};
 use rustix::io::Errno;
 
 use super::Refusal;
@@ -49,8 +50,7 @@ impl RunDir {
         check(path)?;
         let outside = || Refusal::new(format!("{} is not below {}", path.display(), self.path.display()));
         let below = path.strip_prefix(&self.path).ok().filter(|p| !p.as_os_str().is_empty()).ok_or_else(outside)?;
-        let root = self.directory.try_clone().map_err(Refusal::io(format!("open {}", path.display())))?;
-        walk(root, below, flags).map_err(Refusal::io(format!("open {}", path.display())))
+        open_below(&self.directory, below, flags).map_err(Refusal::io(format!("open {}", path.display())))
     }
 
     /// A directory below, made if there is none, to mount on.
@@ -95,7 +95,7 @@ impl RunDir {
 /// A user's directory, to do something with.
 pub(super) fn user_directory(path: &Path, to_do: &str) -> Result<OwnedFd, Refusal> {
     check(path)?;
-    from_root(path, OFlags::PATH | OFlags::DIRECTORY).map_err(|error| match error {
+    open_from_root(path, OFlags::PATH | OFlags::DIRECTORY).map_err(|error| match error {
         Errno::LOOP => Refusal {
             message: format!("cannot {to_do} {}: it has a symbolic link in it; name what it leads to", path.display()),
             ..Refusal::io("")(error)
@@ -110,39 +110,9 @@ pub(super) fn regular(path: &Path) -> Result<OwnedFd, Refusal> {
     let what = || format!("open {}", path.display());
     // Links are followed once, by their text: one of /proc, which leads to a file that has no name, leads nowhere so.
     let real = std::fs::canonicalize(path).map_err(Refusal::io(what()))?;
-    let file = from_root(&real, OFlags::PATH).map_err(Refusal::io(what()))?;
+    let file = open_from_root(&real, OFlags::PATH).map_err(Refusal::io(what()))?;
     check_regular(&file, path)?;
     Ok(file)
-}
-
-fn from_root(path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
-    let root = rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    walk(root, path.strip_prefix("/").unwrap_or(path), flags)
-}
-
-/// Opens a file below a directory, name by name: no link is followed ([`Errno::LOOP`]), and nothing leads upwards. openat2 would do
-/// the same in one call, but service managers and container runtimes filter it.
-fn walk(directory: OwnedFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
-    let mut at = directory;
-    let mut names = path.components().peekable();
-    while let Some(name) = names.next() {
-        let Component::Normal(name) = name else { return Err(Errno::XDEV) };
-        // A link is opened as itself, so that it can be told from a file that is no directory.
-        let next = openat(&at, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-        let kind = FileType::from_raw_mode(quick_stat(&next)?.stx_mode.into());
-        if kind == FileType::Symlink {
-            return Err(Errno::LOOP);
-        }
-        if names.peek().is_some() {
-            if kind != FileType::Directory {
-                return Err(Errno::NOTDIR);
-            }
-            at = next;
-        } else {
-            return openat(&at, name, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
-        }
-    }
-    Ok(at)
 }
 
 fn check_regular(file: &OwnedFd, path: &Path) -> Result<(), Refusal> {
