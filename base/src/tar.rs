@@ -273,13 +273,19 @@ impl<I: Input> Reader<I> {
         }
         self.begin_data(member.kind, stored)?;
         member.size = self.data_left;
-        self.find_pieces(header, &pax, &mut member)?;
+        self.find_pieces(header, &pax, &mut member, shown)?;
         member.xattrs = pax.into_xattrs();
         Ok(member)
     }
 
     /// Reads the map of a sparse file, if the member is one.
-    fn find_pieces(&mut self, header: &Header, pax: &Records, member: &mut Member) -> Result<(), Fault> {
+    fn find_pieces(
+        &mut self,
+        header: &Header,
+        pax: &Records,
+        member: &mut Member,
+        shown: &mut Option<Vec<u8>>,
+    ) -> Result<(), Fault> {
         let map = match member.kind {
             kind::GNU_SPARSE if header.format != Format::Gnu => {
                 return Err(Fault::Corrupt("a sparse file that is not in GNU's format"));
@@ -292,6 +298,7 @@ impl<I: Input> Reader<I> {
             return Err(Fault::Corrupt("a sparse file that has no data"));
         }
         if let Some(name) = map.name {
+            *shown = Some(name.clone());
             member.name = name;
         }
         let size = u64::try_from(map.size).map_err(|_| Fault::Corrupt("a size below zero"))?;

@@ -24,7 +24,14 @@ fn errors_name_member_and_position() {
     let good = member(b'0', "good", &[1; 700]);
     let next = good.len() as u64;
     type Case<'a> = (&'a str, Vec<u8>, Option<&'a [u8]>, u64);
-    let cases: [Case<'_>; 5] = [
+    let sparse: [(&str, &[u8]); 4] = [
+        ("GNU.sparse.name", b"sparse"),
+        ("GNU.sparse.size", b"1"),
+        ("GNU.sparse.numblocks", b"1"),
+        ("GNU.sparse.map", b"0,4"),
+    ];
+    let cases: [Case<'_>; 6] = [
+        ("a sparse file's map", [pax(&sparse), member(b'0', "made-up", b"data")].concat(), Some(b"sparse"), 1024),
         ("a header", [good.clone(), vec![b'x'; 512]].concat(), None, next),
         ("a header cut short", [good.clone(), vec![b'x'; 12]].concat(), None, next),
         ("an extended header", [good.clone(), pax(&[("path", b"a\0")])].concat(), None, next),
