@@ -2,6 +2,7 @@
 
 mod directory;
 mod map;
+mod nids;
 mod validate;
 mod xattrs;
 
