@@ -13,6 +13,7 @@ use std::ops::Range;
 use thiserror::Error;
 
 use crate::chunk::Encoding;
+use crate::cost::step;
 use crate::digest::{ChunkDigest, Digest};
 use crate::ids::{BLOCK_SIZE, BlobIndex, ChunkIndex, DeviceAddr, MAX_BLOBS, MAX_CHUNK_SIZE};
 use wire::{BLOB_SIZE, CHUNK_SIZE, HEADER_SIZE, PREFETCH_SIZE};
@@ -260,8 +261,10 @@ impl<B: AsRef<[u8]>> Index<B> {
             return Err(IndexError::TooMany { what: "blobs", count, max: MAX_BLOBS as u64 });
         }
         // Each range names a chunk at least, and no chunk is named twice.
-        let bounds =
-            [("chunks (larger ones are fewer)", counts.chunks, MAX_CHUNKS), ("prefetch ranges", counts.prefetch, counts.chunks)];
+        let bounds = [
+            ("chunks (larger ones are fewer)", counts.chunks, MAX_CHUNKS),
+            ("prefetch ranges", counts.prefetch, counts.chunks),
+        ];
         if let Some((what, count, max)) = bounds.into_iter().find(|(_, count, max)| count > max) {
             return Err(IndexError::TooMany { what, count: count.into(), max: max.into() });
         }
@@ -427,10 +430,7 @@ impl<B: AsRef<[u8]>> Index<B> {
     }
 
     /// The prefetch list from its range `first` on; none of the earlier ones is looked at.
-    pub fn prefetch_from(
-        &self,
-        first: u32,
-    ) -> impl ExactSizeIterator<Item = Result<PrefetchRange, IndexError>> + '_ {
+    pub fn prefetch_from(&self, first: u32) -> impl ExactSizeIterator<Item = Result<PrefetchRange, IndexError>> + '_ {
         (first..self.counts.prefetch).map(|number| {
             let range = self
                 .record(u64::from(number), self.counts.prefetch, self.counts.prefetch_list(), PREFETCH_SIZE)
@@ -451,6 +451,7 @@ impl<B: AsRef<[u8]>> Index<B> {
 
     /// The bytes of record `number` of the table that starts at `table`.
     fn record(&self, number: u64, count: u32, table: u64, width: usize) -> Option<&[u8]> {
+        step();
         if number >= u64::from(count) {
             return None;
         }

@@ -5,6 +5,10 @@
 //! `docs/FORMAT.md` describes the same bytes for someone who will read them without this crate.
 
 pub mod chunk;
+#[cfg(any(test, fuzzing))]
+pub mod cost;
+#[cfg(not(any(test, fuzzing)))]
+mod cost;
 pub mod digest;
 pub mod erofs;
 pub mod ids;

@@ -41,11 +41,7 @@ pub(crate) struct Blob {
 impl Blob {
     /// Opens a blob of a validated index, and its cache. Blocks while files are opened and locked, for a time that hardly depends on the
     /// number of chunks.
-    pub(crate) fn open(
-        index: Arc<ImageIndex>,
-        number: BlobIndex,
-        cache: &Arc<Cache>,
-    ) -> Result<Self, Arc<ReadError>> {
+    pub(crate) fn open(index: Arc<ImageIndex>, number: BlobIndex, cache: &Arc<Cache>) -> Result<Self, Arc<ReadError>> {
         let record = index.blob(number).map_err(|e| bad_index(number, 0, e))?;
         let key = cache_key(&index, number)?;
         let places = BlobPlaces {

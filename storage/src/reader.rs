@@ -50,12 +50,7 @@ pub struct Parts {
 impl Parts {
     /// With no bound on what nobody waits for, and the defaults for all else.
     #[must_use]
-    pub fn new(
-        index: Arc<ImageIndex>,
-        sources: Vec<Arc<dyn BlobSource>>,
-        cache: Arc<Cache>,
-        runtime: Handle,
-    ) -> Self {
+    pub fn new(index: Arc<ImageIndex>, sources: Vec<Arc<dyn BlobSource>>, cache: Arc<Cache>, runtime: Handle) -> Self {
         let metrics = Arc::new(Metrics::new());
         let upstream = Upstream::new(sources, Policy::default(), Arc::clone(&metrics));
         Self { index, upstream, cache, bounds: Bounds::default(), rate: RateLimiter::new(None, None), metrics, runtime }
@@ -209,9 +204,9 @@ impl Reader {
     }
 
     fn slot(&self, number: BlobIndex) -> Result<&OnceCell<Arc<Blob>>, Arc<ReadError>> {
-        self.blobs.get(usize::from(number.0)).ok_or_else(|| {
-            Arc::new(ReadError::Index { blob: number, at: 0, source: IndexError::NoBlob(number) })
-        })
+        self.blobs
+            .get(usize::from(number.0))
+            .ok_or_else(|| Arc::new(ReadError::Index { blob: number, at: 0, source: IndexError::NoBlob(number) }))
     }
 
     /// A blob, opened on a thread for what blocks when it is first wanted: neither those that answer the kernel nor those that run

@@ -116,6 +116,6 @@ fn long_lists_and_small_chunks_cost_no_more_than_others() {
         assert!(peak_memory(&node) < MEMORY, "{mode}, restarted: {} bytes", peak_memory(&node));
         drop(files);
         mounted.umount();
-        hostile.map(Mounted::umount);
+        hostile.into_iter().for_each(Mounted::umount);
     }
 }

@@ -36,8 +36,7 @@ impl Parts {
     /// Writes the image into a new layout directory. Its name for `lazo mount`.
     pub(crate) fn write(&self, directory: &Path) -> String {
         fs::create_dir_all(directory).expect("a directory");
-        let mut tar =
-            tar::Builder::new(flate2::write::GzEncoder::new(Tee::default(), flate2::Compression::fast()));
+        let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(Tee::default(), flate2::Compression::fast()));
         let mut plain = tar::Builder::new(Hash(ring::digest::Context::new(&ring::digest::SHA256)));
         for (path, content) in [("image/index", &self.index), ("image/bootstrap", &self.bootstrap)] {
             let mut header = tar::Header::new_ustar();
@@ -213,9 +212,11 @@ fn with_prefetch(chunks: u32, prefetch: Vec<PrefetchRange>) -> Parts {
         first_chunk: ChunkIndex(0),
         chunk_count: chunks,
     };
-    let contents = IndexContents { blobs: vec![record], chunks: records.collect(), prefetch, ..IndexContents::default() };
+    let contents =
+        IndexContents { blobs: vec![record], chunks: records.collect(), prefetch, ..IndexContents::default() };
     let file = node(NodeKind::Regular { size, extents: vec![regular(size, Some(0))] });
-    let tree = Tree { nodes: vec![directory([("file", 1)]), file], root: NodeId(0), devices: vec![Device { digest, size }] };
+    let tree =
+        Tree { nodes: vec![directory([("file", 1)]), file], root: NodeId(0), devices: vec![Device { digest, size }] };
     Parts::of(blob, &tree.validate().expect("a tree"), contents)
 }
 
@@ -338,8 +339,9 @@ fn bootstrap_faults() -> Vec<Fault> {
         }),
         ("a device with content", "a device, pipe or socket with content", |p| put(p, p.inode(&["device"]) + 8, &[1])),
         ("a device with a map", "not one for its type", |p| {
-            put(p, p.inode(&["device"]), &[1 | 4 << 1]);
-            put(p, p.inode(&["device"]) + 16, &[0x20, 0, 0, 0]);
+            let at = p.inode(&["device"]);
+            put(p, at, &[1 | 4 << 1]);
+            put(p, at + 16, &[0x20, 0, 0, 0]);
         }),
         ("a time of no second", "too many nanoseconds", |p| put(p, p.inode(&["file"]) + 40, &[0xff; 4])),
         ("an inode of 48 bits", "a field that has no meaning", |p| put(p, p.inode(&["file"]) + 48, &[1])),

@@ -147,7 +147,8 @@ fn refuses_other_files() {
     assert_eq!(with(8, 2), IndexError::Version(2));
     assert_eq!(with(12, 4), IndexError::Flags(4));
     assert!(matches!(with(72, 9), IndexError::Length { .. }));
-    let many = IndexError::TooMany { what: "chunks (larger ones are fewer)", count: 0x0300_0006, max: MAX_CHUNKS.into() };
+    let many =
+        IndexError::TooMany { what: "chunks (larger ones are fewer)", count: 0x0300_0006, max: MAX_CHUNKS.into() };
     assert_eq!(with(79, 3), many);
     assert_eq!(with(80, 7), IndexError::TooMany { what: "prefetch ranges", count: 7, max: 6 });
     assert_eq!(with(74, 1), IndexError::TooMany { what: "blobs", count: 0x1_0003, max: MAX_BLOBS as u64 });

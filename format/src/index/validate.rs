@@ -1,6 +1,7 @@
 //! All rules of the index at once.
 
 use super::{BlobRecord, ChunkRecord, Index, IndexError};
+use crate::cost::step;
 use crate::ids::{BlobIndex, ChunkIndex, to_usize};
 
 impl<B: AsRef<[u8]>> Index<B> {
@@ -68,6 +69,7 @@ impl<B: AsRef<[u8]>> Index<B> {
                 return Err(IndexError::Prefetch(number, "it reaches over two blobs"));
             }
             for chunk in range.chunks() {
+                step();
                 let (word, bit) = (&mut named[chunk as usize / 64], 1 << (chunk % 64));
                 if *word & bit != 0 {
                     return Err(IndexError::Prefetch(number, "it names a chunk that an earlier one names"));

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::evict::{self, Hand, Need, STORE_PATIENCE};
 use super::files::{Files, Shape};
-use super::{BlobCache, Cache, CacheOptions, Places, LIMIT_SLACK, Limit, dirs};
+use super::{BlobCache, Cache, CacheOptions, LIMIT_SLACK, Limit, Places, dirs};
 use crate::error::Error;
 use crate::metrics::Evicted;
 

@@ -10,8 +10,8 @@ use lazo_format::media::{
     ANNOTATION_BLOB, ANNOTATION_BOOTSTRAP, BOOTSTRAP_LAYER, BOOTSTRAP_PATH, BOOTSTRAP_VERSION, INDEX_PATH, LAZO_BLOB,
 };
 use lazo_format::{
-    BlobIndex, BlobRecord, Bootstrap, ChunkEncoder, ChunkIndex, ChunkRecord, Device, DeviceAddr, Digest, Extent, FileType, IndexContents,
-    Meta, Nid, Node, NodeId, NodeKind, Timestamp, Tree, Xattr, encode_index, write_bootstrap,
+    BlobIndex, BlobRecord, Bootstrap, ChunkEncoder, ChunkIndex, ChunkRecord, Device, DeviceAddr, Digest, Extent,
+    FileType, IndexContents, Meta, Nid, Node, NodeId, NodeKind, Timestamp, Tree, Xattr, encode_index, write_bootstrap,
 };
 use lazo_registry::oci_spec::image::{Descriptor, MediaType};
 use lazo_registry::{Destination, Document, ImageRef, Options, descriptor};
