@@ -302,7 +302,7 @@ fn bootstrap_faults() -> Vec<Fault> {
             put(p, 1024 + 14, &nid.to_le_bytes());
         }),
         ("a wrong count of inodes", "count of inodes", |p| put(p, 1024 + 16, &[99])),
-        ("a flat device", "a flat address", |p| put(p, 1152 + 68, &[1])),
+        ("a flat device", "device 0 is not the blob", |p| put(p, 1152 + 68, &[1])),
         ("a device of 48 bits", "a field of a device", |p| put(p, 1152 + 72, &[1])),
         ("another device", "device 0 is not the blob", |p| put(p, 1152, b"00")),
         ("a larger device", "device 0 is not the blob", |p| put(p, 1152 + 64, &[9])),
