@@ -27,6 +27,9 @@ fn lookup(criterion: &mut Criterion) {
     let tree = Tree { nodes: std::iter::once(root).chain(files).collect(), root: NodeId(0), devices: Vec::new() };
     let bootstrap = write_bootstrap(&tree.validate().expect("a valid tree"));
     let bootstrap = Bootstrap::parse(bootstrap).expect("a valid bootstrap");
+    criterion.bench_function("validate a tree of 100,000", |bencher| {
+        bencher.iter(|| bootstrap.validate().expect("a valid tree"));
+    });
     let root = bootstrap.inode(bootstrap.root()).expect("the root");
     let names: Vec<_> = (1..=MANY).map(name).collect();
     let mut next = names.iter().cycle().step_by(7919);
@@ -84,6 +87,9 @@ fn index(criterion: &mut Criterion) {
         bencher.iter(|| Index::parse(black_box(&bytes[..])).expect("a valid index"));
     });
     let index = Index::parse(bytes).expect("a valid index");
+    criterion.bench_function("validate an index of 100,000 chunks", |bencher| {
+        bencher.iter(|| index.validate().expect("a valid index"));
+    });
     let mut at = 0;
     criterion.bench_function("find a chunk among 100,000", |bencher| {
         bencher.iter(|| {

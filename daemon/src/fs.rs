@@ -354,7 +354,21 @@ impl FileSystem {
         &self.reader
     }
 
-    /// Fills `buf`, which has the plan's length, if no byte of it must be fetched. Never waits for the network.
+    /// Opens the blobs that a read needs. Whether one of them had not been open before, so that [`FileSystem::read_cached`] may do more
+    /// than it did.
+    ///
+    /// # Errors
+    /// [`FsError::Data`].
+    pub async fn open(&self, plan: &ReadPlan) -> Result<bool, FsError> {
+        let mut opened = false;
+        for (blob, _) in plan.pieces.iter().filter_map(|piece| piece.location) {
+            opened |= self.reader.open(blob).await?;
+        }
+        Ok(opened)
+    }
+
+    /// Fills `buf`, which has the plan's length, if no byte of it must be fetched. Never waits, neither for the network nor for a blob to
+    /// be opened.
     ///
     /// # Errors
     /// [`FsError::Data`].

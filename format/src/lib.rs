@@ -5,11 +5,16 @@
 //! `docs/FORMAT.md` describes the same bytes for someone who will read them without this crate.
 
 pub mod chunk;
+#[cfg(any(test, fuzzing))]
+pub mod cost;
+#[cfg(not(any(test, fuzzing)))]
+mod cost;
 pub mod digest;
 pub mod erofs;
 pub mod ids;
 pub mod index;
 pub mod media;
+pub mod metadata;
 pub mod tree;
 
 pub use chunk::{ChunkDecoder, ChunkEncoder, ChunkError, EncodedChunk, Encoding};
@@ -17,6 +22,7 @@ pub use digest::{Algorithm, ChunkDigest, Digest, DigestError, Hasher};
 pub use erofs::{Bootstrap, BootstrapError, DirEntry, FileType, Inode, Mapping, Summary, write_bootstrap};
 pub use ids::{BLOCK_SIZE, BlobIndex, ChunkIndex, DEFAULT_CHUNK_SIZE, DeviceAddr, MAX_BLOBS, MAX_CHUNK_SIZE, Nid};
 pub use index::{BlobRecord, ChunkRecord, Header, Index, IndexContents, IndexError, PrefetchRange, encode_index};
+pub use metadata::MetadataError;
 pub use tree::{
     Device, Extent, Meta, Node, NodeId, NodeKind, Timestamp, Tree, TreeError, ValidTree, Xattr, xattr_supported,
 };

@@ -163,7 +163,7 @@ fn validate_finds() {
         let found = BOOTSTRAP.windows(12).position(|window| window[..8] == target && window[10] == file_type);
         found.unwrap() as u64
     };
-    let cases: [(&str, u64, Vec<u8>); 12] = [
+    let cases: [(&str, u64, Vec<u8>); 20] = [
         ("2 and one for each subdirectory", dir * 32 + 44, vec![3]),
         ("not the number of its names", sparse * 32 + 44, vec![2]),
         ("more names than links", file * 32 + 44, vec![1]),
@@ -176,6 +176,14 @@ fn validate_finds() {
         ("a device that does not exist", file * 32 + 64 + 16 + 2, vec![9]),
         ("reaches beyond a device", file * 32 + 64 + 16 + 4, vec![7]),
         ("not in the image", dirent(sparse, 1), u64::MAX.to_le_bytes().to_vec()),
+        ("a second name leads to the directory", dirent(dir, 2), root.to_le_bytes().to_vec()),
+        ("a field of the superblock", 1024 + 64, vec![1]),
+        ("a field of the superblock", 1024 + 127, vec![1]),
+        ("the device table is not behind the superblock", 1024 + 88, vec![10]),
+        ("a field of a device", 1152 + 127, vec![1]),
+        ("a field that has no meaning", file * 32 + 63, vec![1]),
+        ("chunk map that has no meaning", file * 32 + 64 + 16, vec![1]),
+        ("not one for its type", nid(&["empty"]) * 32 + 16, vec![1]),
     ];
     for (expected, at, bytes) in cases {
         let error = validate_with(at, &bytes).unwrap_err().to_string();

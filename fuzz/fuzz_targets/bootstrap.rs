@@ -1,6 +1,8 @@
 //! Every accessor of the bootstrap reader, on every inode that the tree or the fuzzer leads to.
 #![no_main]
 
+mod mend_bootstrap;
+
 use lazo_format::{BlobIndex, Bootstrap, BootstrapError, FileType, Nid};
 use libfuzzer_sys::fuzz_target;
 
@@ -11,7 +13,7 @@ const MAX_ITEMS: usize = 160;
 
 fuzz_target!(|data: &[u8]| {
     let mut bytes = data.to_vec();
-    mend(&mut bytes);
+    mend_bootstrap::mend(&mut bytes);
     let Ok(bootstrap) = Bootstrap::parse(bytes.as_slice()) else { return };
     for blob in 0..=bootstrap.device_count() {
         let _ = bootstrap.slot(BlobIndex(blob as u16));
@@ -30,20 +32,6 @@ fuzz_target!(|data: &[u8]| {
         }
     }
 });
-
-/// Puts length and checksum right, so that changes elsewhere get past the superblock.
-fn mend(bytes: &mut Vec<u8>) {
-    if bytes.len() < 4096 {
-        return;
-    }
-    bytes.truncate(bytes.len() / 4096 * 4096);
-    let blocks = (bytes.len() / 4096) as u32;
-    bytes[1024 + 36..1024 + 40].copy_from_slice(&blocks.to_le_bytes());
-    bytes[1024 + 4..1024 + 8].fill(0);
-    // EROFS leaves out the final inversion that the crate does.
-    let checksum = !crc32c::crc32c(&bytes[1024..4096]);
-    bytes[1024 + 4..1024 + 8].copy_from_slice(&checksum.to_le_bytes());
-}
 
 fn look(bootstrap: &Bootstrap<&[u8]>, nid: Nid, pending: &mut Vec<Nid>) -> Result<(), BootstrapError> {
     let inode = bootstrap.inode(nid)?;

@@ -6,23 +6,29 @@ use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use lazo_format::{BlobIndex, BlobRecord, ChunkIndex, ChunkRecord, Index, IndexError};
+use lazo_format::{BlobIndex, BlobRecord, ChunkIndex, ChunkRecord, IndexError};
 
 use crate::bits::Bits;
-use crate::cache::{BlobCache, Cache, PlainBlob, Sealed};
+use crate::cache::{BlobCache, Cache, Places, PlainBlob, Sealed};
 use crate::error::ReadError;
 use crate::flight::{Flight, Outcome};
-use crate::mapped::Mapped;
 use crate::readahead::Streams;
+use crate::table::ImageIndex;
 
-/// Hex digits of the table's digest in the cache directory's name: 128 bits, out of reach of who would look for a second
-/// table with the same ones.
-const TABLE_DIGITS: usize = 32;
+/// What a chunk counts for at least, in stored bytes, wherever stored bytes are bounded. A chunk on its way takes some 500 bytes
+/// of memory and a place in each queue, however little is stored of it; and a chunk of one block may be stored in a few bytes. So a
+/// request of 4 MiB has at most 1024 chunks.
+pub(crate) const MIN_WEIGHT: u64 = 4 << 10;
+
+/// What so many stored bytes of so many chunks count for.
+pub(crate) fn weight(stored: u64, chunks: u64) -> u64 {
+    stored.max(chunks.saturating_mul(MIN_WEIGHT))
+}
 
 /// One blob. Chunks have their numbers in the image's index; within the cache they count from 0.
 #[derive(Debug)]
 pub(crate) struct Blob {
-    index: Arc<Index<Mapped>>,
+    index: Arc<ImageIndex>,
     number: BlobIndex,
     record: BlobRecord,
     cache: Arc<BlobCache>,
@@ -33,19 +39,18 @@ pub(crate) struct Blob {
 }
 
 impl Blob {
-    /// Opens a blob and its cache.
-    ///
-    /// Reads all of the blob's chunk records once: they must tile the blob, and their digest names the cache.
-    pub(crate) fn open(
-        index: Arc<Index<Mapped>>,
-        number: BlobIndex,
-        cache: &Arc<Cache>,
-    ) -> Result<Self, Arc<ReadError>> {
-        let mut sizes = Vec::new();
-        let surveyed = survey(&index, number, |chunk| sizes.push(chunk.device_size));
-        let (record, table) = surveyed.map_err(|e| bad_index(number, 0, e))?;
-        let key = format!("{}.{}", record.digest.hex(), &table[..TABLE_DIGITS]);
-        let cache = cache.blob(&key, sizes);
+    /// Opens a blob of a validated index, and its cache. Blocks while files are opened and locked, for a time that hardly depends on the
+    /// number of chunks.
+    pub(crate) fn open(index: Arc<ImageIndex>, number: BlobIndex, cache: &Arc<Cache>) -> Result<Self, Arc<ReadError>> {
+        let record = index.blob(number).map_err(|e| bad_index(number, 0, e))?;
+        let key = cache_key(&index, number)?;
+        let places = BlobPlaces {
+            index: Arc::clone(&index),
+            first: record.first_chunk.0,
+            chunks: record.chunk_count,
+            device_size: record.device_size,
+        };
+        let cache = cache.blob(&key, Arc::new(places));
         let marks = Bits::new(record.chunk_count);
         let streams = Mutex::new(Streams::new(record.compressed_size));
         Ok(Self { index, number, record, cache, flights: Mutex::default(), streams, marks })
@@ -94,23 +99,22 @@ impl Blob {
         Ok(start)
     }
 
-    /// Cuts a run of chunks into parts of at most `limit` stored bytes, or one chunk.
-    pub(crate) fn split(&self, chunks: Range<u32>, limit: u64) -> Result<Vec<Range<u32>>, Arc<ReadError>> {
-        let mut parts = Vec::new();
-        let (mut start, mut begins, end) = (chunks.start, 0, chunks.end);
-        for number in chunks {
-            let stored = self.chunk(number)?.compressed_range();
-            if number == start {
-                begins = stored.start;
-            } else if stored.end.saturating_sub(begins) > limit {
-                parts.push(start..number);
-                (start, begins) = (number, stored.start);
-            }
+    /// What some chunks count for.
+    pub(crate) fn weight(&self, chunks: &Range<u32>) -> Result<u64, Arc<ReadError>> {
+        let stored = self.stored_range(chunks)?;
+        Ok(weight(stored.end.saturating_sub(stored.start), chunks.len() as u64))
+    }
+
+    /// The first part of a run of chunks that counts for at most `limit`: a chunk at least.
+    pub(crate) fn first_part(&self, chunks: &Range<u32>, limit: u64) -> Result<Range<u32>, Arc<ReadError>> {
+        let most = u32::try_from(limit / MIN_WEIGHT).unwrap_or(u32::MAX);
+        let last = chunks.end.min(chunks.start.saturating_add(most));
+        let begins = self.chunk(chunks.start)?.compressed_offset;
+        let mut end = chunks.start + 1;
+        while end < last && self.chunk(end)?.compressed_range().end.saturating_sub(begins) <= limit {
+            end += 1;
         }
-        if start < end {
-            parts.push(start..end);
-        }
-        Ok(parts)
+        Ok(chunks.start..end)
     }
 
     /// Whether a chunk can be read from the cache. Hashes it if that has not been done in this process.
@@ -305,6 +309,11 @@ impl Claim {
         self.chunks.is_empty()
     }
 
+    /// What the chunks count for.
+    pub(crate) fn weight(&self) -> Result<u64, Arc<ReadError>> {
+        self.blob.weight(&self.chunks)
+    }
+
     /// Stored bytes of the chunks.
     pub(crate) fn stored(&self) -> Result<u64, Arc<ReadError>> {
         let range = self.blob.stored_range(&self.chunks)?;
@@ -319,8 +328,8 @@ impl Claim {
         first
     }
 
-    /// Adds the charge of neighbours that are neither here nor `at_hand`: at most `before` stored bytes of those before, and `after` of
-    /// those behind; what one side cannot give, the other may.
+    /// Adds the charge of neighbours that are neither here nor `at_hand`: of those before as many as count for `before`, and of those
+    /// behind for `after`; what one side cannot give, the other may.
     pub(crate) fn widen(
         &mut self,
         before: u64,
@@ -332,7 +341,7 @@ impl Claim {
         let blob = Arc::clone(&self.blob);
         let mut flights = blob.flights();
         let mut take = |chunk: u32, room: &mut u64| -> Result<bool, Arc<ReadError>> {
-            let size = u64::from(blob.chunk(chunk)?.compressed_size);
+            let size = weight(blob.chunk(chunk)?.compressed_size.into(), 1);
             if size > *room || flights.contains_key(&chunk) || blob.is_present(chunk) || at_hand(chunk) {
                 return Ok(false);
             }
@@ -376,31 +385,34 @@ fn bad_index(blob: BlobIndex, at: u64, source: IndexError) -> Arc<ReadError> {
     Arc::new(ReadError::Index { blob, at, source })
 }
 
-/// Checks that a blob's chunks tile it, showing each to `see`, and gives its record and the hex digest of everything that places
-/// its bytes.
-pub(crate) fn survey(
-    index: &Index<Mapped>,
-    number: BlobIndex,
-    mut see: impl FnMut(&ChunkRecord),
-) -> Result<(BlobRecord, String), IndexError> {
-    let blob = index.blob(number)?;
-    let mut hasher = blake3::Hasher::new();
-    let (mut stored, mut device) = (0, 0);
-    for chunk in blob.chunks() {
-        let record = index.chunk(ChunkIndex(chunk))?;
-        if record.compressed_offset != stored || record.device_offset.0 != device {
-            return Err(IndexError::Chunk(ChunkIndex(chunk), "it does not follow the chunk before"));
-        }
-        (stored, device) = (record.compressed_range().end, record.device_range().end);
-        // The offsets follow from the sizes.
-        hasher.update(&record.compressed_size.to_le_bytes());
-        hasher.update(&record.device_size.to_le_bytes());
-        hasher.update(&[record.encoding.to_byte()]);
-        hasher.update(&record.digest.0);
-        see(&record);
+/// The name of a blob's directory in the cache.
+pub(crate) fn cache_key(index: &ImageIndex, number: BlobIndex) -> Result<String, Arc<ReadError>> {
+    let record = index.blob(number).map_err(|e| bad_index(number, 0, e))?;
+    let table = index.table(number).ok_or_else(|| bad_index(number, 0, IndexError::NoBlob(number)))?;
+    Ok(format!("{}.{table}", record.digest.hex()))
+}
+
+/// Where the index says that a blob's chunks lie.
+#[derive(Debug)]
+struct BlobPlaces {
+    index: Arc<ImageIndex>,
+    first: u32,
+    chunks: u32,
+    device_size: u64,
+}
+
+impl Places for BlobPlaces {
+    fn chunks(&self) -> u32 {
+        self.chunks
     }
-    if stored != blob.compressed_size || device != blob.device_size {
-        return Err(IndexError::Blob(number, "its chunks do not fill it"));
+
+    fn device_size(&self) -> u64 {
+        self.device_size
     }
-    Ok((blob, hasher.finalize().to_hex().to_string()))
+
+    fn range(&self, chunk: u32) -> Range<u64> {
+        let number = self.first.checked_add(chunk).filter(|_| chunk < self.chunks);
+        let record = number.and_then(|number| self.index.chunk(ChunkIndex(number)).ok());
+        record.map_or(self.device_size..self.device_size, |record| record.device_range())
+    }
 }

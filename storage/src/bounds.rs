@@ -8,7 +8,8 @@ use crate::metrics::{Label as _, Priority};
 use crate::pool::DecodePool;
 use crate::staged::Staged;
 
-/// Stored bytes on their way, from request to decoded, in KiB for each [`Priority`]: 28 MiB in all, besides the staged ones. Each has
+/// Stored bytes on their way, from request to decoded, in KiB for each [`Priority`]: 28 MiB in all, besides the staged ones. A chunk
+/// counts for at least [`crate::blob::MIN_WEIGHT`], so that they are some 7000 chunks at most. Each has
 /// its own, so that what is wanted now never waits for what may be wanted later; what is demanded, each image.
 pub(crate) const IN_FLIGHT_KIB: [u32; Priority::ALL.len()] = [8 << 10, 8 << 10, 8 << 10, 4 << 10];
 

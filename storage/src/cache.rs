@@ -42,7 +42,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::Notify;
 
 pub use blob::PlainBlob;
-pub(crate) use blob::{BlobCache, Sealed};
+pub(crate) use blob::{BlobCache, Places, Sealed};
 pub(crate) use files::make_dir;
 pub use limit::{LIMIT_SLACK, Limit, LimitError, MIN_LIMIT, parse_size};
 
@@ -107,9 +107,12 @@ pub struct Cache {
 /// The blobs that this process uses, by the name of their directories.
 #[derive(Debug, Default)]
 struct Open {
-    blobs: BTreeMap<String, Weak<BlobCache>>,
+    blobs: BTreeMap<String, Slot>,
     opened: u64,
 }
+
+/// A blob's cache, if it is open. Locked by who opens it.
+type Slot = Arc<Mutex<Weak<BlobCache>>>;
 
 impl Cache {
     /// Opens the cache below `state_dir`; there should be one for each process and state directory. Nothing needs to be there. Where
@@ -145,18 +148,26 @@ impl Cache {
         Ok(cache)
     }
 
-    /// The cache of a blob in the directory `key`, whose chunks have these sizes in device space. The same one for all who use the
-    /// blob in this process.
-    pub(crate) fn blob(self: &Arc<Self>, key: &str, chunk_sizes: impl IntoIterator<Item = u32>) -> Arc<BlobCache> {
-        let mut open = self.lock_open();
-        if let Some(blob) = open.blobs.get(key).and_then(Weak::upgrade) {
+    /// The cache of a blob in the directory `key`, whose chunks have these places in device space. The same one for all who use the
+    /// blob in this process. Blocks while files are opened and locks are waited for; of other blobs, nobody waits meanwhile.
+    pub(crate) fn blob(self: &Arc<Self>, key: &str, places: Arc<dyn Places>) -> Arc<BlobCache> {
+        let (slot, id) = {
+            let mut open = self.lock_open();
+            open.opened += 1;
+            (Arc::clone(open.blobs.entry(key.to_owned()).or_default()), open.opened)
+        };
+        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(blob) = slot.upgrade() {
             return blob;
         }
-        open.opened += 1;
-        let dir = self.blobs_dir.join(key);
-        let blob = Arc::new(BlobCache::open(Arc::clone(self), open.opened, dir, chunk_sizes.into_iter()));
-        open.blobs.insert(key.to_owned(), Arc::downgrade(&blob));
+        let blob = Arc::new(BlobCache::open(Arc::clone(self), id, self.blobs_dir.join(key), places));
+        *slot = Arc::downgrade(&blob);
         blob
+    }
+
+    /// Whether there is a directory of this key.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.blobs_dir.join(key).exists()
     }
 
     /// Bytes that the blobs may take on disk; `None` without a limit.
@@ -296,18 +307,28 @@ impl Cache {
         set(&self.metrics.cache_overflow_bytes, self.overflow.bytes() as u64);
     }
 
-    /// The blobs that this process uses.
+    /// The blobs that this process uses, without those that are just being opened.
     fn open_blobs(&self) -> BTreeMap<String, Arc<BlobCache>> {
-        let open = self.lock_open();
-        open.blobs.iter().filter_map(|(name, blob)| Some((name.clone(), blob.upgrade()?))).collect()
+        let slots: Vec<_> = {
+            let mut open = self.lock_open();
+            // One that was closed while somebody looked at it here has stayed.
+            open.blobs.retain(|_, slot| {
+                Arc::strong_count(slot) > 1 || slot.try_lock().map_or(true, |blob| blob.strong_count() > 0)
+            });
+            open.blobs.iter().map(|(name, slot)| (name.clone(), Arc::clone(slot))).collect()
+        };
+        let opened = |slot: &Slot| slot.try_lock().ok()?.upgrade();
+        slots.into_iter().filter_map(|(name, slot)| Some((name, opened(&slot)?))).collect()
     }
 
     /// A blob is used no more.
     fn closed(&self, dir: &Path) {
         let mut open = self.lock_open();
         if let Some(name) = dir.file_name().and_then(|name| name.to_str())
-            // Somebody may have opened it anew meanwhile.
-            && open.blobs.get(name).is_some_and(|blob| blob.strong_count() == 0)
+            // Somebody may have opened it anew meanwhile, or be about to.
+            && let Some(slot) = open.blobs.get(name)
+            && Arc::strong_count(slot) == 1
+            && slot.try_lock().is_ok_and(|blob| blob.strong_count() == 0)
         {
             open.blobs.remove(name);
         }

@@ -16,7 +16,7 @@ use lazo_format::{ChunkError, ChunkIndex};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::blob::{Blob, Claim};
+use crate::blob::{Blob, Claim, weight};
 use crate::bounds::{Bounds, IN_FLIGHT_KIB};
 use crate::error::ReadError;
 use crate::flight::{Flight, Outcome};
@@ -153,7 +153,7 @@ impl Fetcher {
         let (wanted, stored) = (claim.chunks(), claim.stored()?);
         self.neighbours.wanted(stored);
         let mut load = Load::new(&self.metrics, Priority::Demand, stored);
-        if let Some((room, permit)) = self.spare_room(claim.blob(), stored) {
+        if let Some((room, permit)) = self.spare_room(claim.blob(), claim.weight()?) {
             let before = room / BEFORE;
             claim.widen(before, room - before, |chunk| self.bounds.staged.has(self.key(chunk)))?;
             let brought = claim.stored()? - stored;
@@ -162,14 +162,14 @@ impl Fetcher {
         }
         let fetcher = Arc::clone(self);
         self.runtime.spawn(async move {
-            fetcher.run(Request::new(claim, Priority::Demand, vec![wanted], load)).await;
+            fetcher.run(Request::new(claim, Priority::Demand, [wanted].into(), load)).await;
         });
         Ok(())
     }
 
-    /// Stored bytes of neighbours that may come along with a miss, if there is room for them now.
-    fn spare_room(&self, blob: &Blob, stored: u64) -> Option<(u64, OwnedSemaphorePermit)> {
-        let room = self.neighbours.window(&self.upstream.speed()).saturating_sub(stored);
+    /// What neighbours may count for that come along with a miss which counts for so much, if there is room for them now.
+    fn spare_room(&self, blob: &Blob, weight: u64) -> Option<(u64, OwnedSemaphorePermit)> {
+        let room = self.neighbours.window(&self.upstream.speed()).saturating_sub(weight);
         if room == 0 || !blob.has_room() {
             return None;
         }
@@ -191,8 +191,8 @@ impl Fetcher {
         });
     }
 
-    /// Fetches chunks that nobody waits for, as far as they are neither in the cache nor on their way by then; those in `eager` are
-    /// decoded, others staged. Returns when the last request has been made; the rate limit and the room in flight pace it.
+    /// Fetches chunks that nobody waits for, as far as they are neither in the cache nor on their way by then; those in `eager`, which
+    /// are in order and do not overlap, are decoded, others staged. Returns when the last request has been made; the rate limit and the room in flight pace it.
     ///
     /// Chunks are claimed only when their turn has come, so that a reader who wants one first fetches it himself.
     pub(crate) async fn fetch_absent(
@@ -203,9 +203,13 @@ impl Fetcher {
         priority: Priority,
     ) -> Result<(), Arc<ReadError>> {
         let limit = window::request_bytes(&self.upstream.speed());
-        for part in blob.split(chunks, limit)? {
-            let stored = blob.stored_range(&part)?;
-            let permit = self.admit(priority, stored.end - stored.start).await.map(Arc::new);
+        let (eager, mut rest): (Arc<[Range<u32>]>, _) = (eager.into(), chunks);
+        while !rest.is_empty() {
+            let part = blob.first_part(&rest, limit)?;
+            rest.start = part.end;
+            // A long row of chunks that are all there has nothing else to wait for.
+            tokio::task::yield_now().await;
+            let permit = self.admit(priority, blob.weight(&part)?).await.map(Arc::new);
             if !blob.has_room() {
                 return Ok(());
             }
@@ -218,7 +222,7 @@ impl Fetcher {
                     let bytes = absent.stored()?;
                     let mut load = Load::new(&self.metrics, priority, bytes);
                     load.hold(permit.clone());
-                    let request = Request::new(absent, priority, eager.clone(), load);
+                    let request = Request::new(absent, priority, Arc::clone(&eager), load);
                     let fetcher = Arc::clone(self);
                     self.runtime.spawn(async move { fetcher.run(request).await });
                 }
@@ -275,14 +279,14 @@ impl Fetcher {
         Ok(absent)
     }
 
-    /// Waits until there is room for so many stored bytes. `None` only when the mount ends.
-    async fn admit(&self, priority: Priority, stored: u64) -> Option<OwnedSemaphorePermit> {
+    /// Waits until there is room for what counts for so much. `None` only when the mount ends.
+    async fn admit(&self, priority: Priority, weight: u64) -> Option<OwnedSemaphorePermit> {
         let most = IN_FLIGHT_KIB[priority as usize];
         let room = match priority {
             Priority::Demand => &self.demanded,
             _ => &self.bounds.in_flight[priority as usize],
         };
-        Arc::clone(room).acquire_many_owned(kib(stored).min(most)).await.ok()
+        Arc::clone(room).acquire_many_owned(kib(weight).min(most)).await.ok()
     }
 
     fn decode(&self, job: Job) {
@@ -322,7 +326,8 @@ impl Fetcher {
                 Some(bytes) => {
                     let mut load = Load::new(&fetcher.metrics, Priority::Ahead, bytes.len() as u64);
                     // What waits for the network never holds of this, so that decoding alone paces it.
-                    let permit = Arc::clone(&self.bounds.surplus).acquire_many_owned(kib(bytes.len() as u64)).await;
+                    let room = kib(weight(bytes.len() as u64, 1));
+                    let permit = Arc::clone(&self.bounds.surplus).acquire_many_owned(room).await;
                     load.hold(permit.ok().map(Arc::new));
                     fetcher.decode_at_hand(claim, bytes, Priority::Fill, load);
                 }
@@ -351,7 +356,7 @@ impl Fetcher {
         self.runtime.spawn(async move {
             let load = Load::new(&fetcher.metrics, priority, stored);
             let wanted = claim.chunks();
-            fetcher.run(Request::again(claim, priority, vec![wanted], load, attempt)).await;
+            fetcher.run(Request::again(claim, priority, [wanted].into(), load, attempt)).await;
         });
     }
 }
@@ -397,10 +402,14 @@ impl Job {
     }
 }
 
-/// Cuts a claim into requests.
+/// Cuts a claim into requests that count for at most `limit` each.
 fn cut(mut claim: Claim, limit: u64) -> Result<Vec<Claim>, Arc<ReadError>> {
-    let parts = claim.blob().split(claim.chunks(), limit)?;
-    Ok(parts.into_iter().map(|part| claim.split_to(part.end)).collect())
+    let mut parts = Vec::new();
+    while !claim.is_empty() {
+        let part = claim.blob().first_part(&claim.chunks(), limit)?;
+        parts.push(claim.split_to(part.end));
+    }
+    Ok(parts)
 }
 
 fn kib(bytes: u64) -> u32 {

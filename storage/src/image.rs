@@ -9,7 +9,7 @@
 //!                                config.json    likewise
 //!                                bootstrap      mapped; hashed when `verified.json` does not know this very file
 //!                                index          likewise
-//!                                verified.json  what was verified, and as which files
+//!                                verified.json  what was hashed and validated, and as which files
 //! STATE/images/<chunk index's digest>/...        of an image that came as files: the same without manifest.json and config.json
 //! STATE/images/<index digest>/index.json        of an image for several platforms: which manifest was chosen for one
 //!                             OS-ARCH[-VARIANT]
@@ -20,6 +20,7 @@ mod adopt;
 mod download;
 mod keep;
 pub(crate) mod stamp;
+pub(crate) mod verify;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use lazo_registry::{ImageRef, Platform, Source, digest_of};
 
 use crate::error::{Error, Result};
 use crate::mapped::Mapped;
+use crate::table::ImageIndex;
 pub(crate) use download::unpack_metadata;
 use keep::Kept;
 pub use stamp::this_boot;
@@ -43,7 +45,7 @@ pub struct LazoImage {
     name: String,
     manifest_digest: Digest,
     bootstrap: Bootstrap<Mapped>,
-    index: Arc<Index<Mapped>>,
+    index: Arc<ImageIndex>,
     direct_io: bool,
 }
 
@@ -129,7 +131,7 @@ impl LazoImage {
 
     /// Its chunk index.
     #[must_use]
-    pub fn index(&self) -> &Arc<Index<Mapped>> {
+    pub fn index(&self) -> &Arc<ImageIndex> {
         &self.index
     }
 
@@ -140,7 +142,8 @@ impl LazoImage {
         self.direct_io
     }
 
-    /// Parses, and checks that manifest, bootstrap and index speak of the same blobs. Independent of the number of entries.
+    /// Parses what was validated before, and checks that manifest, bootstrap and index speak of the same blobs. Independent of the
+    /// number of entries.
     fn assemble(name: String, kept: Kept) -> Result<Self> {
         let layout = kept.manifest.as_ref().map(|manifest| Layout::of(&name, manifest)).transpose()?;
         let index = Index::parse(kept.index).map_err(|source| Error::Index { image: name.clone(), source })?;
@@ -155,7 +158,8 @@ impl LazoImage {
         let bad = |source| Error::Bootstrap { image: name.clone(), source };
         let bootstrap = Bootstrap::parse(kept.bootstrap).map_err(bad)?;
         bootstrap.check_devices(&index).map_err(bad)?;
-        Ok(Self { manifest_digest: kept.digest, bootstrap, index: Arc::new(index), name, direct_io })
+        let index = Arc::new(ImageIndex::new(index, kept.tables));
+        Ok(Self { manifest_digest: kept.digest, bootstrap, index, name, direct_io })
     }
 }
 

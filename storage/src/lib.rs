@@ -42,6 +42,7 @@ mod reader;
 mod seal;
 mod source;
 mod staged;
+mod table;
 #[cfg(test)]
 mod tests;
 mod trim;
@@ -62,6 +63,7 @@ pub use source::{
     BlobSource, BucketSource, ByteStream, EndpointSource, ErrorKind, LayoutSource, SourceError, SourceSpec, SpecError,
     WebSource, of_image,
 };
+pub use table::ImageIndex;
 pub use trim::Trimmer;
 pub use upstream::{Body, Cause, Policy, Reason, SourceId, Speed, Tried, Upstream, UpstreamError, Urgency};
 pub use walk::ResolveError;

@@ -45,7 +45,8 @@ impl Worker {
 
 /// A pool of threads that start when there is work and end when there has been none for a while.
 ///
-/// The queue is bounded by what feeds it: each job holds a part of its request's budget of bytes in flight.
+/// The queue is bounded by what feeds it: each job holds a part of its request's budget of bytes in flight, in which a chunk counts for
+/// at least [`crate::blob::MIN_WEIGHT`].
 #[derive(Debug, Clone, Default)]
 pub(crate) struct DecodePool(Arc<Shared>);
 
@@ -63,7 +64,7 @@ struct State {
 }
 
 impl State {
-    /// What is demanded goes first, however it was queued. The queues have some hundred jobs at most.
+    /// What is demanded goes first, however it was queued. The queues have some thousand jobs at most.
     fn next(&mut self) -> Option<Job> {
         let [demanded, others @ ..] = &mut self.queues;
         if let Some((_, job)) = demanded.pop_front() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lazo_format::{BlobIndex, ChunkIndex, IndexError, PrefetchRange};
 
-use crate::blob::Blob;
+use crate::blob::{Blob, MIN_WEIGHT, weight};
 use crate::error::ReadError;
 use crate::metrics::{Counted, Priority};
 use crate::reader::Reader;
@@ -24,8 +24,8 @@ pub enum Prefetch {
     All,
 }
 
-/// Stored bytes of the prefetch list that are put in order and merged at a time: two requests of the largest size on their way and
-/// two to come. The list is in the order of first use; within so little of it, few requests matter more.
+/// Stored bytes of the prefetch list that are put in order and merged at a time, a chunk counting for at least [`MIN_WEIGHT`], which
+/// makes 4096 of them: two requests of the largest size on their way and two to come. The list is in the order of first use; within so little of it, few requests matter more.
 const BATCH: u64 = 4 * MAX_REQUEST;
 
 /// The whole image is fetched only when no reader has waited for anything for so long: a start has ended by then.
@@ -33,6 +33,9 @@ const QUIET: Duration = Duration::from_secs(5);
 
 /// Stored bytes fetched of the whole image between two looks at whether it is still quiet: one request.
 const FILL_STEP: u64 = MAX_REQUEST;
+
+/// Chunks of a blob that are looked at in a row for one that is missing.
+const LOOK: u32 = 64 << 10;
 
 /// How long to leave a source alone that could not be had, or a cache that is full, in the background.
 const PAUSE: Duration = Duration::from_secs(30);
@@ -55,6 +58,8 @@ impl Reader {
             // Held for one batch only, so that the reader can go meanwhile.
             let mut next = 0;
             while let Some(reader) = reader.upgrade() {
+                // A list whose chunks are all there has nothing else to wait for.
+                tokio::task::yield_now().await;
                 if !reader.cache.has_room() {
                     drop(reader);
                     tokio::time::sleep(PAUSE).await;
@@ -83,15 +88,15 @@ impl Reader {
     }
 
     /// Asks for the part of the prefetch list that begins with its range `first`. The range to go on with.
-    async fn prefetch_batch(self: &Arc<Self>, first: usize) -> Result<Option<usize>, Arc<ReadError>> {
-        let (mut batch, mut bytes, mut next) = (Vec::new(), 0, first);
-        for range in self.index.prefetch().skip(first) {
+    async fn prefetch_batch(self: &Arc<Self>, first: u32) -> Result<Option<u32>, Arc<ReadError>> {
+        let (mut batch, mut weighs, mut next) = (Vec::new(), 0, first);
+        for range in self.index.prefetch_from(first) {
             let listed = self.listed(range)?;
-            bytes += listed.stored.end - listed.stored.start;
-            self.metrics.prefetch_chunks.inc_by(u64::from(listed.chunks.end - listed.chunks.start));
+            weighs += weight(listed.stored.end - listed.stored.start, listed.chunks.len() as u64);
+            self.metrics.prefetch_chunks.inc_by(listed.chunks.len() as u64);
             batch.push(listed);
             next += 1;
-            if bytes >= BATCH {
+            if weighs >= BATCH {
                 break;
             }
         }
@@ -100,21 +105,21 @@ impl Reader {
         }
         let gap = window::gap_bytes(&self.fetcher.upstream().speed());
         for (blob, all, parts) in merge(batch, gap) {
-            let blob = self.blob(blob)?;
+            let blob = self.blob(blob).await?;
             self.fetcher.fetch_absent(&blob, all, parts, Priority::Prefetch).await?;
         }
         Ok(Some(next))
     }
 
     fn listed(&self, range: Result<PrefetchRange, IndexError>) -> Result<Listed, Arc<ReadError>> {
-        let bad = |source| Arc::new(ReadError::Index { blob: BlobIndex(0), at: 0, source });
-        let range = range.map_err(bad)?;
-        let number = self.index.blob_of(range.first).map_err(bad)?;
-        let blob = self.blob(number)?;
-        if range.chunks().end > blob.record().chunks().end {
-            return Err(bad(IndexError::Chunk(range.first, "a prefetch range leaves its blob")));
-        }
-        Ok(Listed { blob: number, stored: blob.stored_range(&range.chunks())?, chunks: range.chunks() })
+        let place = || {
+            let chunks = range?.chunks();
+            let first = self.index.chunk(ChunkIndex(chunks.start))?;
+            let last = self.index.chunk(ChunkIndex(chunks.end - 1))?;
+            let blob = self.index.blob_of(ChunkIndex(chunks.start))?;
+            Ok(Listed { blob, stored: first.compressed_offset..last.compressed_range().end, chunks })
+        };
+        place().map_err(|source| Arc::new(ReadError::Index { blob: BlobIndex(0), at: 0, source }))
     }
 
     /// Disk space that the image takes in the cache.
@@ -131,15 +136,18 @@ impl Reader {
     /// Fetches the next part of a blob that is missing, from a chunk on. The chunk to go on with.
     async fn fill_step(self: &Arc<Self>, blob: &Arc<Blob>, from: u32) -> Result<Option<u32>, Arc<ReadError>> {
         let all = blob.record().chunks();
-        let Some(first) = self.absent(blob, from) else { return Ok(None) };
-        let stored = blob.stored_range(&(first..all.end))?;
-        let end = blob.chunks_stored_in(&(stored.start..stored.start.saturating_add(FILL_STEP)))?.end.max(first + 1);
-        self.fetcher.fetch_through(blob, first..end).await?;
-        Ok(Some(end))
+        let within = from..all.end.min(from.saturating_add(LOOK));
+        let Some(first) = within.clone().find(|chunk| !blob.is_present(*chunk)) else {
+            return Ok(Some(within.end).filter(|end| *end < all.end));
+        };
+        let part = blob.first_part(&(first..all.end), FILL_STEP)?;
+        self.fetcher.fetch_through(blob, part.clone()).await?;
+        Ok(Some(part.end))
     }
 }
 
-/// Puts parts of the list in the order of the blobs and joins those between which there is little. For each run, all its chunks and
+/// Puts parts of the list in the order of the blobs and joins those between which there is little: `gap` stored bytes at most, a chunk
+/// counting for at least [`MIN_WEIGHT`]. For each run, all its chunks and
 /// those that were listed. Runs come in the order in which the first of each was listed.
 fn merge(batch: Vec<Listed>, gap: u64) -> Vec<(BlobIndex, Range<u32>, Vec<Range<u32>>)> {
     let mut batch: Vec<(usize, Listed)> = batch.into_iter().enumerate().collect();
@@ -148,7 +156,9 @@ fn merge(batch: Vec<Listed>, gap: u64) -> Vec<(BlobIndex, Range<u32>, Vec<Range<
     for (place, listed) in batch {
         match runs.last_mut() {
             Some((first, run, parts))
-                if run.blob == listed.blob && listed.stored.start <= run.stored.end.saturating_add(gap) =>
+                if run.blob == listed.blob
+                    && listed.stored.start <= run.stored.end.saturating_add(gap)
+                    && u64::from(listed.chunks.start.saturating_sub(run.chunks.end)) <= gap / MIN_WEIGHT =>
             {
                 *first = (*first).min(place);
                 run.chunks.end = run.chunks.end.max(listed.chunks.end);
@@ -197,7 +207,8 @@ async fn fill_blob(reader: &Weak<Reader>, number: BlobIndex) -> bool {
     loop {
         // Held for one part only, so that the reader can go meanwhile.
         let Some(reader) = reader.upgrade() else { return false };
-        let Ok(blob) = reader.blob(number) else { return false };
+        let Ok(blob) = reader.blob(number).await else { return false };
+        tokio::task::yield_now().await;
         let quiet = reader.fetcher.quiet_for();
         if quiet < QUIET {
             drop((reader, blob));
@@ -231,14 +242,14 @@ mod tests {
     #[test]
     fn parts_of_the_list_that_lie_together_are_one_run() {
         let listed = |blob, chunks: Range<u32>| {
-            let stored = u64::from(chunks.start) * 100..u64::from(chunks.end) * 100;
+            let stored = u64::from(chunks.start) * 5000..u64::from(chunks.end) * 5000;
             Listed { blob: BlobIndex(blob), chunks, stored }
         };
         let alone = 40..41;
         let batch =
             || vec![listed(1, 50..52), listed(0, 7..9), listed(1, alone.clone()), listed(1, 53..54), listed(0, 9..10)];
         assert_eq!(
-            merge(batch(), 100),
+            merge(batch(), 5000),
             [
                 (BlobIndex(1), 50..54, vec![50..52, 53..54]),
                 (BlobIndex(0), 7..10, vec![7..9, 9..10]),

@@ -3,8 +3,9 @@
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use lazo_format::{BlobIndex, ChunkIndex, DeviceAddr, Index, IndexError};
+use lazo_format::{BlobIndex, ChunkIndex, DeviceAddr, IndexError};
 use tokio::runtime::Handle;
+use tokio::sync::OnceCell;
 use tokio::task::JoinHandle;
 
 use crate::blob::Blob;
@@ -13,10 +14,10 @@ use crate::cache::Cache;
 use crate::error::ReadError;
 use crate::fetch::Fetcher;
 use crate::flight::Outcome;
-use crate::mapped::Mapped;
 use crate::metrics::{Counted, Metrics, Stats};
 use crate::rate::RateLimiter;
 use crate::source::BlobSource;
+use crate::table::ImageIndex;
 use crate::upstream::{Policy, Upstream};
 use crate::window;
 
@@ -24,11 +25,14 @@ use crate::window;
 /// again meanwhile.
 const ROUNDS: u32 = 8;
 
+/// Most chunks that are read ahead at a time, however little is stored of them.
+const MAX_AHEAD_CHUNKS: u32 = 16 << 10;
+
 /// What a [`Reader`] works with.
 #[derive(Debug)]
 pub struct Parts {
     /// The image's chunk index.
-    pub index: Arc<Index<Mapped>>,
+    pub index: Arc<ImageIndex>,
     /// Where its blobs come from.
     pub upstream: Upstream,
     /// Where they stay.
@@ -46,12 +50,7 @@ pub struct Parts {
 impl Parts {
     /// With no bound on what nobody waits for, and the defaults for all else.
     #[must_use]
-    pub fn new(
-        index: Arc<Index<Mapped>>,
-        sources: Vec<Arc<dyn BlobSource>>,
-        cache: Arc<Cache>,
-        runtime: Handle,
-    ) -> Self {
+    pub fn new(index: Arc<ImageIndex>, sources: Vec<Arc<dyn BlobSource>>, cache: Arc<Cache>, runtime: Handle) -> Self {
         let metrics = Arc::new(Metrics::new());
         let upstream = Upstream::new(sources, Policy::default(), Arc::clone(&metrics));
         Self { index, upstream, cache, bounds: Bounds::default(), rate: RateLimiter::new(None, None), metrics, runtime }
@@ -61,9 +60,8 @@ impl Parts {
 /// Reads an image's blobs. Cheap to make; opens a blob's cache when it is first read.
 #[derive(Debug)]
 pub struct Reader {
-    pub(crate) index: Arc<Index<Mapped>>,
-    blobs: Box<[OnceLock<Arc<Blob>>]>,
-    opening: Mutex<()>,
+    pub(crate) index: Arc<ImageIndex>,
+    blobs: Box<[OnceCell<Arc<Blob>>]>,
     pub(crate) cache: Arc<Cache>,
     pub(crate) fetcher: Arc<Fetcher>,
     pub(crate) metrics: Arc<Metrics>,
@@ -80,8 +78,7 @@ impl Reader {
     pub fn new(parts: Parts) -> Self {
         let Parts { index, upstream, cache, bounds, rate, metrics, runtime } = parts;
         Self {
-            blobs: (0..index.blob_count()).map(|_| OnceLock::new()).collect(),
-            opening: Mutex::default(),
+            blobs: (0..index.blob_count()).map(|_| OnceCell::new()).collect(),
             cache,
             fetcher: Arc::new(Fetcher::new(upstream, bounds, rate, Arc::clone(&metrics), runtime.clone())),
             metrics,
@@ -94,14 +91,27 @@ impl Reader {
         }
     }
 
-    /// Fills `buf` from the cache if everything that is asked for is there; never waits for the network.
+    /// Opens a blob, on a thread for what blocks. Whether it had not been open before.
+    ///
+    /// # Errors
+    /// When the image has no such blob, or the reader's runtime has ended.
+    pub async fn open(&self, blob: BlobIndex) -> Result<bool, Arc<ReadError>> {
+        if self.opened(blob)?.is_some() {
+            return Ok(false);
+        }
+        self.blob(blob).await?;
+        Ok(true)
+    }
+
+    /// Fills `buf` from the cache if the blob is open and everything that is asked for is there; never waits for the network.
     ///
     /// When it returns false, `buf` holds nothing of use and [`Reader::fetch`] is to be called.
     ///
     /// # Errors
     /// When the chunk index has no such address, or the cache cannot be used.
     pub fn read_cached(&self, blob: BlobIndex, at: DeviceAddr, buf: &mut [u8]) -> Result<bool, Arc<ReadError>> {
-        let (blob, chunks) = self.locate(blob, at, buf.len())?;
+        let Some(blob) = self.opened(blob)? else { return Ok(false) };
+        let chunks = locate(blob, at, buf.len())?;
         for chunk in chunks.clone() {
             if !blob.is_usable(chunk)? {
                 return Ok(false);
@@ -109,7 +119,7 @@ impl Reader {
         }
         for chunk in chunks.clone() {
             if blob.take_mark(chunk) {
-                self.read_ahead(&blob, &(chunk..chunk + 1))?;
+                self.read_ahead(blob, &(chunk..chunk + 1))?;
             }
         }
         Ok(blob.read(at.0, buf, chunks))
@@ -120,7 +130,8 @@ impl Reader {
     /// # Errors
     /// When a chunk cannot be had: sources and cache have been tried again where that makes sense.
     pub async fn fetch(&self, blob: BlobIndex, at: DeviceAddr, length: usize) -> Result<(), Arc<ReadError>> {
-        let (blob, chunks) = self.locate(blob, at, length)?;
+        let blob = self.blob(blob).await?;
+        let chunks = locate(&blob, at, length)?;
         let mut lost = chunks.start;
         for round in 0..ROUNDS {
             let Some(missing) = missing(&blob, &chunks)? else {
@@ -154,7 +165,8 @@ impl Reader {
             }
             self.fetch(blob, at, buf.len()).await?;
         }
-        let (blob, chunks) = self.locate(blob, at, buf.len())?;
+        let blob = self.blob(blob).await?;
+        let chunks = locate(&blob, at, buf.len())?;
         Err(Arc::new(ReadError::Lost { digest: blob.record().digest, chunk: ChunkIndex(chunks.start) }))
     }
 
@@ -176,7 +188,8 @@ impl Reader {
         let (least, most) = window::ahead_bytes(&self.fetcher.upstream().speed());
         let ahead = blob.streams().read(&stored, least, most);
         let Some(ahead) = ahead else { return Ok(()) };
-        let fetch = blob.chunks_stored_in(&ahead.fetch)?;
+        let mut fetch = blob.chunks_stored_in(&ahead.fetch)?;
+        fetch.end = fetch.end.min(fetch.start.saturating_add(MAX_AHEAD_CHUNKS));
         if !fetch.is_empty() {
             let mark = blob.chunks_stored_in(&(ahead.mark..ahead.fetch.end))?;
             blob.mark(mark.start.min(fetch.end - 1));
@@ -185,31 +198,39 @@ impl Reader {
         Ok(())
     }
 
-    fn locate(
-        &self,
-        blob: BlobIndex,
-        at: DeviceAddr,
-        length: usize,
-    ) -> Result<(Arc<Blob>, Range<u32>), Arc<ReadError>> {
-        let blob = self.blob(blob)?;
-        let chunks = blob.chunks_in(at.0..at.0.saturating_add(length as u64))?;
-        Ok((blob, chunks))
+    /// A blob, if it is open.
+    fn opened(&self, number: BlobIndex) -> Result<Option<&Arc<Blob>>, Arc<ReadError>> {
+        self.slot(number).map(OnceCell::get)
     }
 
-    pub(crate) fn blob(&self, number: BlobIndex) -> Result<Arc<Blob>, Arc<ReadError>> {
-        let Some(slot) = self.blobs.get(usize::from(number.0)) else {
-            return Err(Arc::new(ReadError::Index { blob: number, at: 0, source: IndexError::NoBlob(number) }));
-        };
-        if let Some(blob) = slot.get() {
-            return Ok(Arc::clone(blob));
-        }
-        let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(blob) = slot.get() {
-            return Ok(Arc::clone(blob));
-        }
-        let blob = Arc::new(Blob::open(Arc::clone(&self.index), number, &self.cache)?);
-        Ok(Arc::clone(slot.get_or_init(|| blob)))
+    fn slot(&self, number: BlobIndex) -> Result<&OnceCell<Arc<Blob>>, Arc<ReadError>> {
+        self.blobs
+            .get(usize::from(number.0))
+            .ok_or_else(|| Arc::new(ReadError::Index { blob: number, at: 0, source: IndexError::NoBlob(number) }))
     }
+
+    /// A blob, opened on a thread for what blocks when it is first wanted: neither those that answer the kernel nor those that run
+    /// tasks wait for its files.
+    pub(crate) async fn blob(&self, number: BlobIndex) -> Result<Arc<Blob>, Arc<ReadError>> {
+        let open = || async {
+            let (index, cache) = (Arc::clone(&self.index), Arc::clone(&self.cache));
+            let opening = self.runtime.spawn_blocking(move || Blob::open(index, number, &cache).map(Arc::new));
+            opening.await.unwrap_or_else(|_| Err(self.stopped(number)))
+        };
+        self.slot(number)?.get_or_try_init(open).await.cloned()
+    }
+
+    /// Nothing of a blob can be had any more.
+    fn stopped(&self, number: BlobIndex) -> Arc<ReadError> {
+        Arc::new(match self.index.blob(number) {
+            Ok(record) => ReadError::Stopped { digest: record.digest, chunk: record.first_chunk },
+            Err(source) => ReadError::Index { blob: number, at: 0, source },
+        })
+    }
+}
+
+fn locate(blob: &Blob, at: DeviceAddr, length: usize) -> Result<Range<u32>, Arc<ReadError>> {
+    blob.chunks_in(at.0..at.0.saturating_add(length as u64))
 }
 
 impl Drop for Reader {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use lazo_format::BlobIndex;
 use tokio::sync::oneshot;
 
-use crate::blob::Blob;
+use crate::blob::{Blob, cache_key};
 use crate::cache::{PlainBlob, Sealed};
 use crate::reader::Reader;
 
@@ -15,24 +15,30 @@ use crate::reader::Reader;
 const TICK: Duration = Duration::from_secs(10);
 
 impl Reader {
-    /// A blob's cache file, if all of it was verified, for the kernel to read without this process. It does little work.
+    /// A blob's cache file, if all of it was verified, for the kernel to read without this process.
     ///
     /// From then on nobody changes the file for as long as this boot lasts, so that it takes its disk space until it is unused and
     /// removed as a whole: only for what is to be mounted.
-    #[must_use]
-    pub fn sealed(&self, blob: BlobIndex) -> Option<PlainBlob> {
-        let found = self.blob(blob).map(|blob| blob.plain());
-        match found {
-            Ok(Ok(plain)) => plain,
-            Ok(Err(error)) => {
-                tracing::debug!(%blob, %error, "a sealed blob cannot be used");
-                None
-            }
-            Err(error) => {
-                tracing::debug!(%blob, error = &*error as &dyn std::error::Error, "a sealed blob cannot be used");
-                None
-            }
+    pub async fn sealed(&self, number: BlobIndex) -> Option<PlainBlob> {
+        if !self.is_kept(number) {
+            return None;
         }
+        let found = match self.blob(number).await {
+            Ok(blob) => self.runtime.spawn_blocking(move || blob.plain()).await,
+            Err(error) => {
+                tracing::debug!(blob = %number, error = &*error as &dyn std::error::Error, "a sealed blob cannot be used");
+                return None;
+            }
+        };
+        found.unwrap_or(Ok(None)).unwrap_or_else(|error| {
+            tracing::debug!(blob = %number, %error, "a sealed blob cannot be used");
+            None
+        })
+    }
+
+    /// Whether anything of a blob is in the cache: one of which nothing is need not be opened, and costs no files.
+    fn is_kept(&self, number: BlobIndex) -> bool {
+        cache_key(&self.index, number).is_ok_and(|key| self.cache.has(&key))
     }
 
     /// Begins to seal the image's blobs in the background, each as soon as all of it is in the cache. Ends with the reader.
@@ -66,7 +72,10 @@ async fn seal_all(reader: &Weak<Reader>, never: &mut Vec<BlobIndex>) -> bool {
     let Some(numbers) = reader.upgrade().map(|reader| reader.index.blob_numbers()) else { return false };
     for number in numbers.filter(|number| !never.contains(number)).collect::<Vec<_>>() {
         let Some(held) = reader.upgrade() else { return false };
-        let Ok(blob) = held.blob(number) else { continue };
+        if !held.is_kept(number) {
+            continue;
+        }
+        let Ok(blob) = held.blob(number).await else { continue };
         if !blob.is_complete() || blob.is_sealed() {
             continue;
         }

@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use bytes::Bytes;
 use lru::LruCache;
 
-use crate::blob::Blob;
+use crate::blob::{Blob, weight};
 use crate::fetch::Fetcher;
 
-/// Most stored bytes that lie here: twelve requests of the largest window. A start of Python with numpy brings 58 MB along
+/// Most stored bytes that lie here, a chunk counting for at least [`crate::blob::MIN_WEIGHT`]: twelve requests of the largest window. A start of Python with numpy brings 58 MB along
 /// beside what it reads; the part that does not fit is decoded in vain, and that should be the smaller one.
 pub(crate) const MAX_STAGED: u64 = 36 << 20;
 
@@ -36,6 +36,10 @@ struct Kept {
     blob: Arc<Blob>,
 }
 
+fn weight_of(bytes: &Bytes) -> u64 {
+    weight(bytes.len() as u64, 1)
+}
+
 impl Default for State {
     fn default() -> Self {
         Self { chunks: LruCache::unbounded(), bytes: 0 }
@@ -46,10 +50,10 @@ impl Staged {
     /// Keeps a chunk's bytes. [`Staged::surplus`] is to be asked afterwards.
     pub(crate) fn put(&self, key: Key, fetcher: &Arc<Fetcher>, blob: &Arc<Blob>, bytes: Bytes) {
         let mut state = self.lock();
-        state.bytes += bytes.len() as u64;
+        state.bytes += weight_of(&bytes);
         let kept = Kept { bytes, fetcher: Arc::downgrade(fetcher), blob: Arc::clone(blob) };
         if let Some(before) = state.chunks.put(key, kept) {
-            state.bytes -= before.bytes.len() as u64;
+            state.bytes -= weight_of(&before.bytes);
         }
     }
 
@@ -62,7 +66,7 @@ impl Staged {
     pub(crate) fn take(&self, key: Key) -> Option<Bytes> {
         let mut state = self.lock();
         let kept = state.chunks.pop(&key)?;
-        state.bytes -= kept.bytes.len() as u64;
+        state.bytes -= weight_of(&kept.bytes);
         Some(kept.bytes)
     }
 
@@ -78,7 +82,7 @@ impl Staged {
         let mut state = self.lock();
         let keys: Vec<Key> = state.chunks.iter().map(|(key, _)| *key).filter(|(whose, _)| *whose == fetcher).collect();
         for kept in keys.iter().filter_map(|key| state.chunks.pop(key)).collect::<Vec<_>>() {
-            state.bytes -= kept.bytes.len() as u64;
+            state.bytes -= weight_of(&kept.bytes);
         }
     }
 

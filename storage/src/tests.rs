@@ -1,6 +1,7 @@
 //! The data path against a source that counts, fails and lies.
 #![expect(clippy::cast_possible_truncation, reason = "a blob of some megabytes")]
 
+mod costs;
 mod leaving;
 mod sealing;
 
@@ -30,6 +31,7 @@ use crate::prefetch::Prefetch;
 use crate::rate::RateLimiter;
 use crate::reader::{Parts, Reader};
 use crate::source::{BlobSource, ByteStream, ErrorKind, SourceError};
+use crate::table::ImageIndex;
 use crate::upstream::{Policy, Upstream};
 use crate::window::{MAX_AHEAD, MAX_REQUEST, MAX_WINDOW};
 
@@ -87,11 +89,11 @@ impl Image {
         Self { content, blob: blob.into(), contents, dir: tempfile::tempdir().unwrap() }
     }
 
-    fn index(&self) -> Arc<Index<Mapped>> {
+    fn index(&self) -> Arc<ImageIndex> {
         // A file of its own for each: an earlier one may still be mapped, and writing it anew would cut it.
         let mut file = tempfile::tempfile_in(self.dir.path()).unwrap();
         file.write_all(&encode_index(&self.contents, b"bootstrap").unwrap()).unwrap();
-        Arc::new(Index::parse(Mapped::new(&file).unwrap()).unwrap())
+        Arc::new(ImageIndex::survey(Index::parse(Mapped::new(&file).unwrap()).unwrap()).unwrap())
     }
 
     fn stored(&self, chunks: Range<usize>) -> Range<u64> {
@@ -500,7 +502,7 @@ fn who_describes_a_blob_differently_has_another_cache() {
         std::fs::write(&path, encode_index(contents, b"bootstrap").unwrap()).unwrap();
         let index = Index::parse(Mapped::new(&std::fs::File::open(path).unwrap()).unwrap()).unwrap();
         let cache = Cache::open(dir, CacheOptions::default(), Arc::default()).unwrap();
-        crate::blob::Blob::open(Arc::new(index), BLOB, &cache).unwrap();
+        crate::blob::Blob::open(Arc::new(ImageIndex::survey(index).unwrap()), BLOB, &cache).unwrap();
         let mut names: Vec<_> = std::fs::read_dir(dir.join("blobs")).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
         names

@@ -106,19 +106,21 @@ async fn what_is_kept_is_used_again_and_what_is_spoilt_is_fetched_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn parts_that_contradict_each_other_are_refused_and_nothing_is_kept() {
     type Spoil = fn(&mut Parts);
-    let spoil: [(&str, Spoil); 8] = [
+    let spoil: [(&str, Spoil); 10] = [
         ("unpacks to", |p| p.diff_id = Some(Digest::sha256_of(b"other"))),
         ("not the one that its chunk index was made for", |p| {
             p.index = Some(lazo_format::encode_index(&p.contents, &vec![0; p.bootstrap.len()]).unwrap());
         }),
         ("chunk index", |p| p.index = Some(b"short".to_vec())),
         ("bootstrap", |p| p.bootstrap = vec![0; 8192]),
-        ("is not blob 0", |p| p.contents.blobs[0].digest = Digest::sha256_of(b"other")),
+        ("is not blob 0", |p| p.blob.push(0)),
+        ("device 0", |p| p.contents.blobs[0].digest = Digest::sha256_of(b"other")),
         ("device 0", |p| {
             p.contents.blobs[0].device_size += 4096;
             let chunk = p.contents.chunks.last_mut().unwrap();
             chunk.device_size += 4096;
         }),
+        ("unknown data layout", |p| p.spoil_inode(|inode| inode[0] = 1 | 1 << 1)),
         ("version \"v9\"", |p| p.version = "v9"),
         ("extended header", |p| p.extended_header = Some(32 << 20)),
     ];
@@ -214,7 +216,7 @@ async fn what_killed_processes_left_behind_is_removed() {
 fn unpack(parts: &Parts, dir: &Path) {
     fs::create_dir_all(dir).unwrap();
     fs::write(dir.join("bootstrap"), &parts.bootstrap).unwrap();
-    fs::write(dir.join("index"), lazo_format::encode_index(&parts.contents, &parts.bootstrap).unwrap()).unwrap();
+    fs::write(dir.join("index"), parts.encoded_index()).unwrap();
 }
 
 #[test]
@@ -249,6 +251,41 @@ fn an_image_that_comes_as_files_is_kept_when_they_go() {
     assert!(kept().is_ok(), "it is mounted");
     assert_eq!(inventory.release(&blobs, &[]).unwrap().0.images, 1);
     assert!(kept().is_err());
+}
+
+/// A note of a version that hashed and did not validate vouches for nothing but the content.
+#[test]
+fn what_an_older_version_has_kept_is_validated_once() {
+    let place = Place::new();
+    let files = place.0.path().join("files");
+    unpack(&parts(), &files);
+    let digest = *LazoImage::adopt("h/r:t".into(), &place.state(), &files).unwrap().manifest_digest();
+    let dir = place.state().join("images").join(digest.hex());
+    let kept = || LazoImage::kept("h/r:t".into(), &place.state(), &digest);
+    let note = || fs::read_to_string(dir.join("verified.json")).unwrap();
+    let new = note();
+    let old = new.replace("\"version\":2", "\"version\":1");
+    assert_ne!(new, old);
+    fs::write(dir.join("verified.json"), &old).unwrap();
+    assert!(has_passwd(&kept().unwrap()));
+    assert_eq!(note(), new, "it is validated now, and the note says so");
+
+    // The same for an image that such a version took, and this one would not.
+    let mut broken = parts();
+    broken.spoil_inode(|inode| inode[0] = 1 | 1 << 1);
+    let index = broken.encoded_index();
+    let digest = Digest::sha256_of(&index);
+    let bad = place.state().join("images").join(digest.hex());
+    fs::create_dir(&bad).unwrap();
+    fs::write(bad.join("bootstrap"), &broken.bootstrap).unwrap();
+    fs::write(bad.join("index"), &index).unwrap();
+    let mut note: serde_json::Value = serde_json::from_str(&old).unwrap();
+    for (entry, content) in note["files"].as_array_mut().unwrap().iter_mut().zip([&broken.bootstrap, &index]) {
+        entry["blake3"] = blake3::hash(content).to_hex().as_str().into();
+    }
+    fs::write(bad.join("verified.json"), note.to_string()).unwrap();
+    let error = LazoImage::kept("h/r:t".into(), &place.state(), &digest).unwrap_err();
+    assert!(matches!(error, Error::NotKept { .. }), "{error:?}");
 }
 
 #[test]

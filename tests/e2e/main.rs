@@ -4,6 +4,7 @@ mod cache;
 mod check;
 mod containerd;
 mod convert;
+mod costs;
 mod crash;
 mod daemon;
 mod demo;

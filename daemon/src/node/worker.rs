@@ -35,7 +35,7 @@ use lazo_storage::metrics::Metrics;
 use lazo_storage::{Bounds, SourceSpec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use crate::endpoint::{Endpoint, MetricsAddr};
 use crate::error::{Error, Result};
@@ -98,6 +98,8 @@ struct Worker {
     tables: Mutex<Tables>,
     /// Why EROFS cannot be used, if so.
     erofs: OnceLock<std::result::Result<(), String>>,
+    /// Whether it has restored what was served, and answers.
+    ready: watch::Sender<bool>,
     /// Told when it is to end.
     stopping: OnceLock<()>,
     /// Wishes of the control API.
@@ -229,6 +231,7 @@ impl Worker {
             slots: Arc::default(),
             tables: Mutex::default(),
             erofs: OnceLock::new(),
+            ready: watch::Sender::new(false),
             stopping: OnceLock::new(),
             wish,
             managed,
@@ -263,6 +266,7 @@ impl Worker {
             }
         });
         self.keeper.ready();
+        self.ready.send_replace(true);
         self.until_end(wishes).await
     }
 

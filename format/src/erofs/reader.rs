@@ -2,11 +2,13 @@
 
 mod directory;
 mod map;
+mod nids;
 mod validate;
 mod xattrs;
 
 use thiserror::Error;
 
+use crate::cost::step;
 use crate::ids::{BLOCK_SIZE, BlobIndex, MAX_BLOBS, Nid, to_usize};
 use crate::index::Index;
 use crate::tree::Timestamp;
@@ -171,6 +173,7 @@ struct Bytes<'a>(&'a [u8]);
 
 impl<'a> Bytes<'a> {
     fn get(self, at: u64, length: u64) -> Option<&'a [u8]> {
+        step();
         let start = usize::try_from(at).ok()?;
         self.0.get(start..start.checked_add(usize::try_from(length).ok()?)?)
     }

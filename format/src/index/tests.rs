@@ -75,6 +75,8 @@ fn reads_back_what_was_written() {
         assert_eq!(index.chunk(number).as_ref(), Ok(chunk));
     }
     assert_eq!(index.prefetch().collect::<Result<Vec<_>, _>>().as_ref(), Ok(&contents.prefetch));
+    let late: Vec<_> = index.prefetch_from(28).map(Result::unwrap).collect();
+    assert_eq!((late.as_slice(), index.prefetch_from(31).len()), (&contents.prefetch[28..], 0));
     assert_eq!(index.blob(BlobIndex(30)), Err(IndexError::NoBlob(BlobIndex(30))));
     assert_eq!(index.chunk(ChunkIndex(465)), Err(IndexError::NoChunk(ChunkIndex(465))));
     assert_eq!(index.blob_of(ChunkIndex(465)), Err(IndexError::NoChunk(ChunkIndex(465))));
@@ -104,7 +106,7 @@ fn finds_chunks_by_address() {
 #[test]
 fn refuses_what_breaks_a_rule() {
     type Change = fn(&mut IndexContents);
-    let changes: [(&str, Change); 16] = [
+    let changes: [(&str, Change); 19] = [
         ("sha256", |contents| contents.blobs[1].digest = Digest::sha512([0; 64])),
         ("do not follow", |contents| contents.blobs[1].first_chunk.0 += 1),
         ("beyond the chunk table", |contents| contents.blobs[2].chunk_count += 1),
@@ -121,6 +123,9 @@ fn refuses_what_breaks_a_rule() {
         ("stored size", |contents| contents.chunks[2].compressed_size = contents.chunks[2].device_size),
         ("over two blobs", |contents| contents.prefetch[0].count += 1),
         ("it is empty", |contents| contents.prefetch[0].count = 0),
+        ("an earlier one names", |contents| contents.prefetch[1] = contents.prefetch[0]),
+        ("an earlier one names", |contents| contents.prefetch[1] = PrefetchRange { first: ChunkIndex(4), count: 2 }),
+        ("7 prefetch ranges, the format allows 6", |contents| contents.prefetch = vec![contents.prefetch[0]; 7]),
     ];
     for (expected, change) in changes {
         let mut contents = contents(3);
@@ -142,6 +147,10 @@ fn refuses_other_files() {
     assert_eq!(with(8, 2), IndexError::Version(2));
     assert_eq!(with(12, 4), IndexError::Flags(4));
     assert!(matches!(with(72, 9), IndexError::Length { .. }));
+    let many =
+        IndexError::TooMany { what: "chunks (larger ones are fewer)", count: 0x0300_0006, max: MAX_CHUNKS.into() };
+    assert_eq!(with(79, 3), many);
+    assert_eq!(with(80, 7), IndexError::TooMany { what: "prefetch ranges", count: 7, max: 6 });
     assert_eq!(with(74, 1), IndexError::TooMany { what: "blobs", count: 0x1_0003, max: MAX_BLOBS as u64 });
     // An encoding of a later version is an error of that chunk alone.
     let mut later = good.clone();

@@ -20,11 +20,15 @@ fn main() {
         fs::write(directory.join(format!("seed-{name}")), bytes).unwrap();
     };
     let (small, all) = (bootstrap(2), bootstrap(100));
-    put("bootstrap", "small", &small);
-    put("bootstrap", "all", &all);
+    for target in ["bootstrap", "cost-bootstrap"] {
+        put(target, "small", &small);
+        put(target, "all", &all);
+    }
     for (name, blobs, chunks) in [("empty", 0, 0), ("one", 1, 1), ("many", 3, 5)] {
         put("index", name, &index(blobs, chunks, &small));
+        put("cost-index", name, &index(blobs, chunks, &small));
     }
+    put("cost-reader", "many", &[255, 255, 128, 64, 0]);
     put("layer", "plain", &plain_layer());
     put("layer", "long", &long_layer());
     put("layer", "sparse", &sparse_layer());

@@ -57,8 +57,7 @@ pub(crate) struct BlobCache {
     id: u64,
     dir: PathBuf,
     shape: Shape,
-    /// The block that each chunk begins at, and the one behind the last.
-    starts: Box<[u32]>,
+    places: Arc<dyn Places>,
     /// `None` where no such files can be had: on a full or read-only disk.
     files: RwLock<Option<Files>>,
     ready: Bits,
@@ -83,6 +82,18 @@ pub(crate) struct BlobCache {
     thawed: Mutex<Option<Instant>>,
 }
 
+/// Where a blob's chunks lie in its device space, which they tile. Looked up in the chunk index, so that it takes no memory.
+pub(crate) trait Places: std::fmt::Debug + Send + Sync {
+    /// Number of chunks.
+    fn chunks(&self) -> u32;
+
+    /// Bytes of the device space.
+    fn device_size(&self) -> u64;
+
+    /// Device addresses of a chunk; empty for one that there is not.
+    fn range(&self, chunk: u32) -> Range<u64>;
+}
+
 /// How far an eviction came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Progress {
@@ -94,15 +105,9 @@ pub(super) struct Progress {
 
 impl BlobCache {
     /// Opens or makes the cache in `dir`. Where that cannot be done, the cache is one that holds nothing and keeps nothing.
-    pub(super) fn open(cache: Arc<Cache>, id: u64, dir: PathBuf, chunk_sizes: impl Iterator<Item = u32>) -> Self {
-        let starts: Box<[u32]> = std::iter::once(0)
-            .chain(chunk_sizes.scan(0_u32, |end, size| {
-                *end = end.saturating_add(size / u32::try_from(BLOCK).unwrap_or(u32::MAX));
-                Some(*end)
-            }))
-            .collect();
-        let chunks = u32::try_from(starts.len() - 1).unwrap_or(u32::MAX);
-        let shape = Shape { device_size: starts.last().map_or(0, |end| u64::from(*end) * BLOCK), chunks };
+    pub(super) fn open(cache: Arc<Cache>, id: u64, dir: PathBuf, places: Arc<dyn Places>) -> Self {
+        let shape = Shape { device_size: places.device_size(), chunks: places.chunks() };
+        let chunks = shape.chunks;
         let (files, ready, failure) = match Files::open(&dir, &shape) {
             Ok((files, bits)) => (Some(files), bits, None),
             Err(error) => (None, Bits::new(chunks), Some(error)),
@@ -112,7 +117,7 @@ impl BlobCache {
             id,
             dir,
             shape,
-            starts,
+            places,
             files: RwLock::new(files),
             ready,
             verified: Bits::new(chunks),
@@ -608,9 +613,7 @@ impl BlobCache {
 
     /// Device addresses of a chunk.
     fn range(&self, chunk: u32) -> Range<u64> {
-        let address =
-            |chunk: u32| self.starts.get(chunk as usize).map_or(self.shape.device_size, |s| u64::from(*s) * BLOCK);
-        address(chunk)..address(chunk.saturating_add(1))
+        self.places.range(chunk)
     }
 
     /// Keeps evictions out. Always before `files`.

@@ -122,7 +122,7 @@ fn make_new(dir: &Path, shape: &Shape) -> io::Result<(File, File)> {
     Stage::forget(dir)?;
     let data = create_anew(&dir.join(DATA))?;
     let ready = create_anew(&dir.join(READY))?;
-    ready.write_all_at(&empty_ready(shape.chunks), 0)?;
+    write_empty_ready(&ready, shape.chunks)?;
     data.set_len(shape.device_size)?;
     Ok((data, ready))
 }
@@ -364,16 +364,15 @@ impl Files {
     }
 }
 
-/// The bitmap of a blob of which nothing is there. The last byte's bits beyond the last chunk are set, so that all bits are set when
-/// all chunks are there.
-fn empty_ready(chunks: u32) -> Vec<u8> {
-    let mut bytes = vec![0; chunks.div_ceil(8) as usize];
-    if let Some(last) = bytes.last_mut()
-        && !chunks.is_multiple_of(8)
-    {
-        *last = u8::MAX << (chunks % 8);
+/// Makes the bitmap of a blob of which nothing is there; it takes no disk space. The last byte's bits beyond the last chunk are set, so
+/// that all bits are set when all chunks are there.
+fn write_empty_ready(ready: &File, chunks: u32) -> io::Result<()> {
+    let length = u64::from(chunks.div_ceil(8));
+    ready.set_len(length)?;
+    match length.checked_sub(1) {
+        Some(last) if !chunks.is_multiple_of(8) => ready.write_all_at(&[u8::MAX << (chunks % 8)], last),
+        _ => Ok(()),
     }
-    bytes
 }
 
 fn bit(chunk: u32) -> u8 {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::evict::{self, Hand, Need, STORE_PATIENCE};
 use super::files::{Files, Shape};
-use super::{BlobCache, Cache, CacheOptions, LIMIT_SLACK, Limit, dirs};
+use super::{BlobCache, Cache, CacheOptions, LIMIT_SLACK, Limit, Places, dirs};
 use crate::error::Error;
 use crate::metrics::Evicted;
 
@@ -51,7 +51,25 @@ impl Place {
 }
 
 fn blob(cache: &Arc<Cache>, key: &str, chunks: u32) -> Arc<BlobCache> {
-    cache.blob(key, (0..chunks).map(|_| u32::try_from(CHUNK).unwrap()))
+    cache.blob(key, Arc::new(Equal(chunks)))
+}
+
+/// So many chunks of one size.
+#[derive(Debug)]
+struct Equal(u32);
+
+impl Places for Equal {
+    fn chunks(&self) -> u32 {
+        self.0
+    }
+
+    fn device_size(&self) -> u64 {
+        at(self.0)
+    }
+
+    fn range(&self, chunk: u32) -> Range<u64> {
+        at(chunk.min(self.0))..at(chunk.saturating_add(1).min(self.0))
+    }
 }
 
 /// What a chunk of any blob holds: every eight bytes say where they are. Never a zero.

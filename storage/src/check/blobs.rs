@@ -14,8 +14,8 @@ use tokio::task::JoinSet;
 use super::Progress;
 use super::documents::Blob;
 use super::report::{ImageReport, MAX_FAULTS, chain};
-use crate::blob::survey;
 use crate::mapped::Mapped;
+use crate::table::table_of;
 
 /// Stored bytes that one task decodes: some 40 chunks, so that handing over costs nothing beside the work.
 const BATCH: usize = 4 << 20;
@@ -48,7 +48,7 @@ pub(super) async fn check(
     report.blobs += 1;
     let number = index.and_then(|index| find(index, &blob.digest));
     // Of a damaged index, the chunks cannot be checked, but the blob's own digest can.
-    let part = index.zip(number).and_then(|(index, number)| Some((index, survey(index, number, |_| ()).ok()?)));
+    let part = index.zip(number).and_then(|(index, number)| Some((index, table_of(index, number).ok()?)));
     let key = part.as_ref().map(|(_, (_, table))| (blob.digest, table.clone()));
     if key.as_ref().is_some_and(|key| known.contains(key)) {
         report.blobs_known += 1;
@@ -173,7 +173,7 @@ impl<'a> Verifier<'a> {
         while self.wanted < BATCH
             && let Some(number) = chunks.next()
         {
-            // Surveyed before, so that every record can be read.
+            // Validated before, so that every record can be read.
             let Ok(record) = index.chunk(ChunkIndex(number)) else { continue };
             self.wanted += record.compressed_size as usize;
             self.batch.records.push((number, record));

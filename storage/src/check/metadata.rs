@@ -1,13 +1,14 @@
 //! Bootstrap and chunk index: each by itself, against each other, against the manifest.
 
-use lazo_format::{Bootstrap, ChunkDigest, Digest, Header, Index, Summary};
+use lazo_format::metadata::Validation;
+use lazo_format::{Bootstrap, Digest, Index, MetadataError};
 use lazo_registry::Source;
 
 use super::documents::Layers;
 use super::report::{ImageReport, Part, chain};
 use crate::error::{Error, Result};
 use crate::image::unpack_metadata;
-use crate::inspect::shown;
+use crate::image::verify::look;
 use crate::mapped::Mapped;
 
 /// The parts that hold together by themselves.
@@ -44,53 +45,31 @@ pub(super) async fn metadata(
     }
 }
 
+/// The parts that are sound by themselves, after the same look as a mount makes.
 fn validated(bootstrap: Mapped, index: Mapped, report: &mut ImageReport) -> Metadata {
-    let bytes: &[u8] = bootstrap.as_ref();
-    let (size, digest) = (bytes.len() as u64, ChunkDigest::of(bytes));
-    report.bootstrap_bytes = size;
-    let index = Index::parse(index).and_then(|index| index.validate().map(|()| index));
-    let index = index.map_err(|error| report.add(Part::Index, chain(&error))).ok();
-    let header = index.as_ref().map(Index::header);
-    if let Some(Header { bootstrap_size, bootstrap_digest, .. }) = header
-        && (*bootstrap_size, *bootstrap_digest) != (size, digest)
-    {
-        let expected = format_args!("the index is for one of {bootstrap_size} bytes, {bootstrap_digest}");
-        report.add(Part::Bootstrap, format_args!("it has {size} bytes, {digest}; {expected}"));
+    report.bootstrap_bytes = bootstrap.as_ref().len() as u64;
+    let (Validation { summary, errors }, _) = look(&bootstrap, &index);
+    let mut index_is_sound = true;
+    for error in &errors {
+        let part = if error.is_of_index() { Part::Index } else { Part::Bootstrap };
+        index_is_sound &= !matches!(error, MetadataError::Index(_));
+        report.add(part, chain(error));
     }
-    let bootstrap = Bootstrap::parse(bootstrap).and_then(|tree| Ok((tree.validate()?, tree)));
-    let bootstrap = bootstrap.map_err(|error| report.add(Part::Bootstrap, chain(&error))).ok();
-    let bootstrap = bootstrap.map(|(summary, bootstrap)| {
-        compare_header(&summary, header, report);
-        bootstrap
-    });
-    Metadata { bootstrap, index }
-}
-
-fn compare_header(tree: &Summary, header: Option<&Header>, report: &mut ImageReport) {
-    (report.entries, report.file_bytes) = (tree.entries, tree.file_bytes);
-    let Some(header) = header else { return };
-    let counts = [("entries", header.entries, tree.entries), ("bytes of files", header.file_bytes, tree.file_bytes)];
-    for (what, expected, actual) in counts {
-        if expected != actual {
-            report.add(Part::Index, format_args!("it counts {expected} {what}, the tree has {actual}"));
-        }
+    if let Some(tree) = &summary {
+        (report.entries, report.file_bytes) = (tree.entries, tree.file_bytes);
     }
-    if tree.inodes_with_xattrs > 0 && !header.has_xattrs {
-        report.add(Part::Index, "it says that no file has extended attributes, but some have");
+    Metadata {
+        bootstrap: summary.and_then(|_| Bootstrap::parse(bootstrap).ok()),
+        index: Index::parse(index).ok().filter(|_| index_is_sound),
     }
 }
 
-/// Compares the manifest's blobs, the index's blob table and the bootstrap's device table.
+/// Compares the manifest's blobs and the index's blob table.
 fn compare(metadata: &Metadata, layers: &Layers, report: &mut ImageReport) {
     let Some(index) = &metadata.index else { return };
     let count = index.blob_count();
     if count != layers.blobs.len() {
         report.add(Part::Index, format_args!("it has {count} blobs, the manifest {}", layers.blobs.len()));
-    }
-    if let Some(devices) = metadata.bootstrap.as_ref().map(Bootstrap::device_count)
-        && devices != count
-    {
-        report.add(Part::Bootstrap, format_args!("it has {devices} devices, the index {count} blobs"));
     }
     for number in index.blob_numbers() {
         // Validated before, so that the record can be read.
@@ -101,13 +80,6 @@ fn compare(metadata: &Metadata, layers: &Layers, report: &mut ImageReport) {
         {
             let manifest = format_args!("the manifest's is {} of {} bytes", blob.digest, blob.descriptor.size());
             report.add(Part::Index, format_args!("blob {number} is {digest} of {size} bytes, {manifest}"));
-        }
-        if let Some(Ok(slot)) = metadata.bootstrap.as_ref().map(|bootstrap| bootstrap.slot(number))
-            && (slot.tag != digest.hex().as_bytes() || slot.size != record.device_size)
-        {
-            let (tag, size) = (shown(slot.tag), slot.size);
-            let expected = format_args!("the index has {} of {} bytes", digest.hex(), record.device_size);
-            report.add(Part::Bootstrap, format_args!("device {number} is {tag} of {size} bytes, {expected}"));
         }
     }
 }

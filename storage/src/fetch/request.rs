@@ -72,8 +72,8 @@ pub(super) struct Request {
     /// What has not arrived.
     rest: Claim,
     priority: Priority,
-    /// Chunks that are decoded when they arrive. Others are staged, unless somebody wants them by then.
-    eager: Vec<Range<u32>>,
+    /// Chunks that are decoded when they arrive, in order and without overlaps. Others are staged, unless somebody wants them by then.
+    eager: Arc<[Range<u32>]>,
     load: Arc<Load>,
     attempt: Attempt,
     /// The stored bytes that have arrived of the first chunk of `rest`.
@@ -83,14 +83,14 @@ pub(super) struct Request {
 }
 
 impl Request {
-    pub(super) fn new(claim: Claim, priority: Priority, eager: Vec<Range<u32>>, load: Load) -> Self {
+    pub(super) fn new(claim: Claim, priority: Priority, eager: Arc<[Range<u32>]>, load: Load) -> Self {
         Self::again(claim, priority, eager, load, Attempt::default())
     }
 
     pub(super) fn again(
         claim: Claim,
         priority: Priority,
-        eager: Vec<Range<u32>>,
+        eager: Arc<[Range<u32>]>,
         load: Load,
         attempt: Attempt,
     ) -> Self {
@@ -108,15 +108,15 @@ impl Request {
     }
 
     fn is_eager(&self, chunk: u32) -> bool {
-        self.eager.iter().any(|range| range.contains(&chunk))
+        let place = self.eager.partition_point(|range| range.end <= chunk);
+        self.eager.get(place).is_some_and(|range| range.contains(&chunk))
     }
 
-    /// Stored bytes of the missing chunks that are to be decoded at once.
-    fn eager_bytes(&self) -> u64 {
+    /// What the missing chunks count for that are to be decoded at once.
+    fn eager_weight(&self) -> u64 {
         let rest = self.rest.chunks();
         let parts = self.eager.iter().map(|range| range.start.max(rest.start)..range.end.min(rest.end));
-        let stored = parts.filter(|range| !range.is_empty()).filter_map(|r| self.rest.blob().stored_range(&r).ok());
-        stored.map(|range| range.end - range.start).sum()
+        parts.filter(|range| !range.is_empty()).filter_map(|range| self.rest.blob().weight(&range).ok()).sum()
     }
 
     /// All that is missing has become `outcome`.
@@ -178,7 +178,7 @@ impl Fetcher {
                 Ok(mut body) => {
                     // Not before there is an answer: what waits for one blob's sources must not keep others' chunks from coming.
                     let room = match priority {
-                        Priority::Demand => self.admit(priority, request.eager_bytes()).await.map(Arc::new),
+                        Priority::Demand => self.admit(priority, request.eager_weight()).await.map(Arc::new),
                         _ => None,
                     };
                     match self.receive(&mut request, &mut body, room.as_ref()).await {

@@ -9,12 +9,13 @@ use futures_util::StreamExt as _;
 use lazo_base::compression::{Compression, Decoder, ZstdWindow};
 use lazo_base::tar::{self, Fault, Input, Stream};
 use lazo_format::media::{BOOTSTRAP_PATH, INDEX_PATH};
-use lazo_format::{ChunkDigest, Digest, Hasher, Index};
+use lazo_format::{Digest, Hasher};
 use lazo_registry::oci_spec::image::{Descriptor, ImageConfiguration};
 use lazo_registry::{Manifest, Source, digest_of};
 
 use super::keep::{self, BOOTSTRAP, CONFIG, INDEX, Kept, MANIFEST, STAMP};
 use super::stamp::Stamp;
+use super::verify::verify;
 use super::{Layout, damaged};
 use crate::cache::make_dir;
 use crate::error::{Error, Result};
@@ -106,9 +107,9 @@ impl<'a> Temporary<'a> {
     ) -> Result<Kept> {
         let (images, dir) = (self.images, self.dir.path());
         let (bootstrap, index) = (with_map(bootstrap, dir)?, with_map(index, dir)?);
-        verify(name, &bootstrap.1, &index.1)?;
-        let files = [(BOOTSTRAP, &bootstrap.0, &bootstrap.1), (INDEX, &index.0, &index.1)];
-        let stamp = Stamp::of(&files).and_then(|s| s.to_json()).map_err(Error::io("read", dir))?;
+        let verified = verify(name, &bootstrap.1, &index.1)?;
+        let stamp = Stamp::of(digest, [(BOOTSTRAP, &bootstrap.0), (INDEX, &index.0)], verified);
+        let stamp = stamp.and_then(|stamp| stamp.to_json()).map_err(Error::io("read", dir))?;
         for (name, content) in documents.iter().copied().chain([(STAMP, stamp.as_slice())]) {
             write_synced(dir, name, content)?;
         }
@@ -264,17 +265,6 @@ fn bad_archive<T>(image: &str, dir: &Path, error: tar::Error) -> Result<T> {
         tar::Error { fault: Fault::Read(error), .. } => Err(Error::io("unpack the bootstrap layer in", dir)(error)),
         error => damaged(image, &format!("its bootstrap layer, {error}: {}", error.fault)),
     }
-}
-
-/// The rest of the chain: the index is sound, and names this bootstrap.
-fn verify(image: &str, bootstrap: &Mapped, index: &Mapped) -> Result<()> {
-    let bad = |source| Error::Index { image: image.to_owned(), source };
-    let index = Index::parse(index).map_err(bad)?;
-    index.validate().map_err(bad)?;
-    if ChunkDigest::of(bootstrap.as_ref()) != index.header().bootstrap_digest {
-        return damaged(image, "its bootstrap is not the one that its chunk index was made for");
-    }
-    Ok(())
 }
 
 /// Renames the directory to where it is looked for.

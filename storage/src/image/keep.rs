@@ -8,10 +8,12 @@ use lazo_format::{Digest, Hasher};
 use lazo_registry::oci_spec::image::{ImageIndex, ImageManifest};
 use lazo_registry::{Document, Platform};
 
-use super::stamp::Stamp;
+use super::stamp::{Holds, Stamp};
+use super::verify::verify;
 use crate::cache::make_dir;
 use crate::error::{Error, Result};
 use crate::mapped::Mapped;
+use crate::table::Table;
 
 pub(super) const MANIFEST: &str = "manifest.json";
 pub(super) const CONFIG: &str = "config.json";
@@ -20,13 +22,15 @@ pub(super) const INDEX: &str = "index";
 pub(super) const STAMP: &str = "verified.json";
 const PLATFORMS: &str = "index.json";
 
-/// A kept image whose files are the verified ones.
+/// A kept image whose files are the verified ones, and have been validated.
 pub(super) struct Kept {
     pub(super) digest: Digest,
     /// None if it came as files.
     pub(super) manifest: Option<ImageManifest>,
     pub(super) bootstrap: Mapped,
     pub(super) index: Mapped,
+    /// Digests of the blobs' parts of the index.
+    pub(super) tables: Box<[Table]>,
 }
 
 /// Finds what a digest stands for: an image, or an index for which the platform has been chosen before.
@@ -41,7 +45,8 @@ pub(super) fn open(images: &Path, digest: &Digest) -> Option<Kept> {
         Ok(kept) => kept,
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => {
-            tracing::warn!(dir = %dir.display(), %error, "a kept image cannot be used, it is downloaded again");
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(dir = %dir.display(), error, "a kept image cannot be used, it is downloaded again");
             None
         }
     }
@@ -60,17 +65,27 @@ fn try_open(dir: &Path, digest: &Digest) -> io::Result<Option<Kept>> {
         io::Result::Ok((file, map))
     };
     let ((bootstrap_file, bootstrap), (index_file, index)) = (map(BOOTSTRAP)?, map(INDEX)?);
-    if manifest.is_none() && !is(index.as_ref(), digest) {
-        return Err(damaged(INDEX));
-    }
     let files = [(BOOTSTRAP, &bootstrap_file, &bootstrap), (INDEX, &index_file, &index)];
-    let hashed = Stamp::read(&dir.join(STAMP)).and_then(|stamp| stamp.holds(&files));
-    match hashed {
-        None => return Err(damaged("bootstrap or chunk index")),
-        Some(true) => write_atomically(&dir.join(STAMP), &Stamp::of(&files)?.to_json()?)?,
-        Some(false) => {}
-    }
-    Ok(Some(Kept { digest: *digest, manifest, bootstrap, index }))
+    let stamp = Stamp::read(&dir.join(STAMP)).ok_or_else(|| damaged(STAMP))?;
+    let holds = stamp.holds(&files).ok_or_else(|| damaged("bootstrap or chunk index"))?;
+    let stamp = match holds {
+        Holds::Same if stamp.is_validated(digest) => stamp,
+        Holds::Equal if stamp.is_validated(digest) => renewed(dir, stamp.renewed(&files)?)?,
+        // An older version has kept it, which knew that the files are the right ones, and no more.
+        _ => {
+            if manifest.is_none() && !is(index.as_ref(), digest) {
+                return Err(damaged(INDEX));
+            }
+            let verified = verify(&dir.display().to_string(), &bootstrap, &index).map_err(io::Error::other)?;
+            renewed(dir, Stamp::of(digest, [(BOOTSTRAP, &bootstrap_file), (INDEX, &index_file)], verified)?)?
+        }
+    };
+    Ok(Some(Kept { digest: *digest, manifest, bootstrap, index, tables: stamp.tables() }))
+}
+
+fn renewed(dir: &Path, stamp: Stamp) -> io::Result<Stamp> {
+    write_atomically(&dir.join(STAMP), &stamp.to_json()?)?;
+    Ok(stamp)
 }
 
 /// Keeps the choice of a manifest for a platform, so that the index's digest needs no network the next time.

@@ -7,8 +7,14 @@ const CHUNKS: u32 = 100;
 
 impl Process<'_> {
     async fn sealed(&self) -> PlainBlob {
-        self.until("it is sealed", |reader| reader.sealed(BLOB).is_some()).await;
-        self.reader.sealed(BLOB).unwrap()
+        let begin = Instant::now();
+        loop {
+            if let Some(sealed) = self.reader.sealed(BLOB).await {
+                return sealed;
+            }
+            assert!(begin.elapsed() < PATIENCE, "it is not sealed");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     fn assert_plain(&self, plain: &PlainBlob) {
@@ -36,16 +42,16 @@ async fn what_is_filled_in_the_background_is_sealed_and_the_next_process_has_it_
     let image = Image::new(CHUNKS);
     let registry = image.registry();
     let first = image.process(&registry);
-    assert!(first.reader.sealed(BLOB).is_none());
+    assert!(first.reader.sealed(BLOB).await.is_none());
     first.read(0..CHUNKS as usize * CHUNK).await.unwrap();
     drop(first);
     let second = image.process(&registry);
-    assert!(second.reader.sealed(BLOB).is_none(), "nobody has verified it as a whole");
+    assert!(second.reader.sealed(BLOB).await.is_none(), "nobody has verified it as a whole");
     second.reader.start_sealing();
     second.assert_plain(&second.sealed().await);
     drop(second);
     let third = image.process(&registry);
-    third.assert_plain(&third.reader.sealed(BLOB).unwrap());
+    third.assert_plain(&third.reader.sealed(BLOB).await.unwrap());
     assert_eq!(registry.bytes_once(), image.blob.len() as u64);
 }
 
@@ -61,7 +67,7 @@ async fn what_is_damaged_is_fetched_again_and_then_sealed() {
     let second = image.process(&registry);
     second.reader.start_sealing();
     second.until("it is noticed", |reader| reader.cache.metrics().cache_damaged_chunks.get() > 0).await;
-    assert!(second.reader.sealed(BLOB).is_none());
+    assert!(second.reader.sealed(BLOB).await.is_none());
     second.read_chunk(50).await.unwrap();
     second.assert_plain(&second.sealed().await);
 }

@@ -10,8 +10,8 @@ use lazo_format::media::{
     ANNOTATION_BLOB, ANNOTATION_BOOTSTRAP, BOOTSTRAP_LAYER, BOOTSTRAP_PATH, BOOTSTRAP_VERSION, INDEX_PATH, LAZO_BLOB,
 };
 use lazo_format::{
-    BlobIndex, BlobRecord, ChunkEncoder, ChunkIndex, ChunkRecord, Device, DeviceAddr, Digest, Extent, IndexContents,
-    Meta, Node, NodeId, NodeKind, Timestamp, Tree, Xattr, encode_index, write_bootstrap,
+    BlobIndex, BlobRecord, Bootstrap, ChunkEncoder, ChunkIndex, ChunkRecord, Device, DeviceAddr, Digest, Extent,
+    FileType, IndexContents, Meta, Nid, Node, NodeId, NodeKind, Timestamp, Tree, Xattr, encode_index, write_bootstrap,
 };
 use lazo_registry::oci_spec::image::{Descriptor, MediaType};
 use lazo_registry::{Destination, Document, ImageRef, Options, descriptor};
@@ -136,11 +136,33 @@ pub(crate) struct Parts {
 }
 
 impl Parts {
+    /// The chunk index as it goes into the image.
+    pub(crate) fn encoded_index(&self) -> Vec<u8> {
+        self.index.clone().unwrap_or_else(|| encode_index(&self.contents, &self.bootstrap).unwrap())
+    }
+
+    /// Changes the inode of a regular file, with all digests right.
+    pub(crate) fn spoil_inode(&mut self, spoil: impl FnOnce(&mut [u8])) {
+        let bootstrap = Bootstrap::parse(self.bootstrap.as_slice()).unwrap();
+        let regular = (1..self.bootstrap.len() as u64 / 32).map(Nid).find(|nid| {
+            bootstrap.inode(*nid).is_ok_and(|inode| inode.file_type == FileType::Regular && inode.size > 0)
+        });
+        let at = regular.unwrap().0 as usize * 32;
+        spoil(&mut self.bootstrap[at..at + 64]);
+        let block = &mut self.bootstrap[1024..4096];
+        block[4..8].fill(0);
+        // CRC32C as EROFS has it: without the final inversion.
+        let checksum = block.iter().fold(u32::MAX, |crc, byte| {
+            (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 })
+        });
+        block[4..8].copy_from_slice(&checksum.to_le_bytes());
+    }
+
     /// Writes the image into a layout directory, and gives the digest of its manifest with the reference.
     pub(crate) async fn write(&self, dir: &Path) -> (ImageRef, Digest) {
         let reference = ImageRef::OciLayout { path: dir.to_owned(), tag: Some("lazo".to_owned()) };
         let destination = Destination::open(&reference, &Options::default()).await.unwrap();
-        let index = self.index.clone().unwrap_or_else(|| encode_index(&self.contents, &self.bootstrap).unwrap());
+        let index = self.encoded_index();
         let mut tar = self.extended_header.map_or_else(Vec::new, long_name);
         tar.extend(tar_of(&[(INDEX_PATH, &index), (BOOTSTRAP_PATH, &self.bootstrap)]));
         let diff_id = self.diff_id.unwrap_or_else(|| Digest::sha256_of(&tar));

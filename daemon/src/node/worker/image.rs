@@ -221,8 +221,19 @@ impl Worker {
         Arc::new(FileSystem::new(opened.image, Arc::new(Reader::new(parts))))
     }
 
-    pub(super) fn start_prefetch(&self, fs: &FileSystem, data: &DataOptions) {
-        fs.reader().start_prefetch(data.prefetch.unwrap_or(self.config.prefetch).into());
+    /// Begins what nobody waits for, once this worker is ready: what was mounted before is served first, and the control socket
+    /// answers.
+    pub(super) fn start_background(&self, fs: &Arc<FileSystem>, data: &DataOptions) {
+        let prefetch = data.prefetch.unwrap_or(self.config.prefetch).into();
+        let (fs, mut ready) = (Arc::downgrade(fs), self.ready.subscribe());
+        self.runtime.spawn(async move {
+            // The sender lives as long as the worker.
+            let _ = ready.wait_for(|ready| *ready).await;
+            if let Some(fs) = fs.upgrade() {
+                fs.reader().start_prefetch(prefetch);
+                fs.reader().start_sealing();
+            }
+        });
     }
 }
 

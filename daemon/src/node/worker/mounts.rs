@@ -249,8 +249,7 @@ impl Worker {
         if let Err(error) = self.state.save(&record) {
             tracing::warn!(slot, %error, "cannot complete a record");
         }
-        self.start_prefetch(&fs, &record.data);
-        fs.reader().start_sealing();
+        self.start_background(&fs, &record.data);
         tracing::info!(image = record.image, manifest = record.manifest, slot, %mode, plain = plain.len(), "an image is served");
         let image = Image { record, key, fs: Ok(fs), plain, mounts: 1 };
         self.tables().images.insert(slot, image);
@@ -268,7 +267,8 @@ impl Worker {
         let mut room = self.room_for_plain();
         for blob in fs.image().index().blob_numbers() {
             let size = fs.device_size(blob).unwrap_or(u64::MAX);
-            match (size <= room).then(|| fs.reader().sealed(blob)).flatten() {
+            let sealed = if size <= room { fs.reader().sealed(blob).await } else { None };
+            match sealed {
                 Some(sealed) => {
                     room -= size;
                     devices.push(sealed.path().to_owned());

@@ -180,7 +180,7 @@ impl Worker {
             Ok((opened, origin)) => {
                 let fs = self.file_system(opened, &image.record.data);
                 image.key = Image::key(&image.record.manifest, image.record.mode, &origin);
-                if let Err(error) = self.serve_again(&mut image, &fs, device) {
+                if let Err(error) = self.serve_again(&mut image, &fs, device).await {
                     tracing::error!(slot, %error, "an image cannot be served again");
                 }
                 image.fs = Ok(fs);
@@ -211,7 +211,7 @@ impl Worker {
         }
     }
 
-    fn serve_again(
+    async fn serve_again(
         self: &Arc<Self>,
         image: &mut Image,
         fs: &Arc<crate::fs::FileSystem>,
@@ -222,8 +222,9 @@ impl Worker {
             None => {
                 let answerer = Answerer::new(Arc::clone(fs), Arc::clone(&self.metrics), self.runtime.clone());
                 self.slots.serve(slot, Arc::clone(fs), answerer);
-                let given = image.record.plain.iter().map(|blob| BlobIndex(*blob));
-                image.plain = given.filter_map(|blob| Some((blob, fs.reader().sealed(blob)?))).collect();
+                for blob in image.record.plain.iter().map(|blob| BlobIndex(*blob)) {
+                    image.plain.extend(fs.reader().sealed(blob).await.map(|sealed| (blob, sealed)));
+                }
             }
             Some(device) => {
                 let fuse = Fuse::new(Arc::clone(fs), Arc::clone(&self.metrics), self.runtime.clone());
@@ -231,8 +232,7 @@ impl Worker {
                 self.watch_tree(slot, session::start(session)?);
             }
         }
-        self.start_prefetch(fs, &image.record.data);
-        fs.reader().start_sealing();
+        self.start_background(fs, &image.record.data);
         Ok(())
     }
 

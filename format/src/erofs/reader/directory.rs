@@ -2,6 +2,7 @@
 
 use std::cmp::Ordering;
 
+use crate::cost::step;
 use crate::ids::{BLOCK_SIZE, Nid, to_usize};
 
 use super::super::ondisk::DIRENT_SIZE;
@@ -49,6 +50,7 @@ impl<'a> Directory<'a> {
         if number >= self.block_count() {
             return None;
         }
+        step();
         let start = to_usize(number * BLOCK_SIZE);
         let data = match self.blocks.get(start..) {
             Some(rest) if !rest.is_empty() => &rest[..rest.len().min(to_usize(BLOCK_SIZE))],
@@ -69,6 +71,7 @@ impl<'a> Block<'a> {
 
     /// Fixed part of an entry; `at` is below `count`.
     fn raw(&self, at: usize) -> &'a [u8] {
+        step();
         &self.data[at * DIRENT_SIZE..][..DIRENT_SIZE]
     }
 

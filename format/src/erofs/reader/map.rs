@@ -53,6 +53,12 @@ impl<'a> Map<'a> {
         self.entries.len() as u64 / MAP_ENTRY_SIZE
     }
 
+    /// Whether those fields of an entry are zero that have to be.
+    pub(super) fn is_clean(&self, number: u64) -> bool {
+        let entry = Bytes(self.entries).get(number * MAP_ENTRY_SIZE, MAP_ENTRY_SIZE);
+        entry.is_some_and(|entry| le16(entry, 0) == 0 && (le32(entry, 4) != NULL_ADDR || le16(entry, 2) == 0))
+    }
+
     /// `None` behind the last entry.
     pub(super) fn piece(&self, number: u64) -> Option<Piece> {
         let entry = Bytes(self.entries).get(number.checked_mul(MAP_ENTRY_SIZE)?, MAP_ENTRY_SIZE)?;

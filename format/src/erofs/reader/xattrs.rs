@@ -28,16 +28,16 @@ impl<'a> Iterator for Xattrs<'a> {
 }
 
 #[derive(Debug, Clone)]
-struct Entries<'a> {
+pub(super) struct Entries<'a> {
     nid: Nid,
     image: Bytes<'a>,
     shared: &'a [u8],
     inline: &'a [u8],
 }
 
-struct Entry<'a> {
-    prefix: &'static [u8],
-    name: &'a [u8],
+pub(super) struct Entry<'a> {
+    pub(super) prefix: &'static [u8],
+    pub(super) name: &'a [u8],
     value: &'a [u8],
     /// Bytes from the entry's start to the next one's.
     size: u64,
@@ -112,7 +112,8 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
         self.xattr_entries(inode).map(Xattrs)
     }
 
-    fn xattr_entries(&self, inode: &Inode) -> Result<Entries<'_>, BootstrapError> {
+    /// All attributes, their names in two parts.
+    pub(super) fn xattr_entries(&self, inode: &Inode) -> Result<Entries<'_>, BootstrapError> {
         let image = self.image();
         let mut entries = Entries { nid: inode.nid, image, shared: &[], inline: &[] };
         if inode.xattr_size == 0 {
