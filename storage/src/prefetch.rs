@@ -37,6 +37,10 @@ const FILL_STEP: u64 = MAX_REQUEST;
 /// How long to leave a source alone that could not be had, or a cache that is full, in the background.
 const PAUSE: Duration = Duration::from_secs(30);
 
+/// How often the prefetch list is gone through again for what sources did not give. The pause before it doubles each time, so that the last
+/// time is after half an hour; what is missing then comes when it is read.
+const MAX_AGAIN: u32 = 6;
+
 /// Some chunks of the prefetch list.
 struct Listed {
     blob: BlobIndex,
@@ -52,28 +56,19 @@ impl Reader {
         }
         let reader = Arc::downgrade(self);
         let task = self.runtime.spawn(async move {
-            // Held for one batch only, so that the reader can go meanwhile.
-            let mut next = 0;
-            while let Some(reader) = reader.upgrade() {
-                if !reader.cache.has_room() {
-                    drop(reader);
-                    tokio::time::sleep(PAUSE).await;
-                    continue;
-                }
-                match reader.prefetch_batch(next).await {
-                    Ok(Some(end)) => next = end,
-                    Ok(None) => {
-                        reader.prefetched.get_or_init(|| Counted::new(&reader.metrics.prefetch_complete));
-                        break;
-                    }
-                    Err(error) => {
-                        tracing::warn!(error = &*error as &dyn std::error::Error, "the prefetch list is given up");
-                        break;
-                    }
-                }
-            }
+            hints(&reader).await;
             if prefetch == Prefetch::All {
-                fill(reader).await;
+                // It comes by what is missing of the list as well.
+                return fill(reader).await;
+            }
+            let mut missed = 0;
+            for again in 0..MAX_AGAIN {
+                tokio::time::sleep(PAUSE * 2_u32.pow(again)).await;
+                let Some(now) = reader.upgrade().map(|reader| reader.fetcher.missed()) else { return };
+                if std::mem::replace(&mut missed, now) == now {
+                    return;
+                }
+                hints(&reader).await;
             }
         });
         let mut running = self.background.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,7 +83,9 @@ impl Reader {
         for range in self.index.prefetch().skip(first) {
             let listed = self.listed(range)?;
             bytes += listed.stored.end - listed.stored.start;
-            self.metrics.prefetch_chunks.inc_by(u64::from(listed.chunks.end - listed.chunks.start));
+            if self.prefetched.get().is_none() {
+                self.metrics.prefetch_chunks.inc_by(u64::from(listed.chunks.end - listed.chunks.start));
+            }
             batch.push(listed);
             next += 1;
             if bytes >= BATCH {
@@ -163,6 +160,30 @@ fn merge(batch: Vec<Listed>, gap: u64) -> Vec<(BlobIndex, Range<u32>, Vec<Range<
     }
     runs.sort_by_key(|(first, ..)| *first);
     runs.into_iter().map(|(_, run, parts)| (run.blob, run.chunks, parts)).collect()
+}
+
+/// Asks for all that the prefetch list names and that is neither here nor on its way.
+async fn hints(reader: &Weak<Reader>) {
+    let mut next = 0;
+    // Held for one batch only, so that the reader can go meanwhile.
+    while let Some(reader) = reader.upgrade() {
+        if !reader.cache.has_room() {
+            drop(reader);
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        }
+        match reader.prefetch_batch(next).await {
+            Ok(Some(end)) => next = end,
+            Ok(None) => {
+                reader.prefetched.get_or_init(|| Counted::new(&reader.metrics.prefetch_complete));
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(error = &*error as &dyn std::error::Error, "the prefetch list is given up");
+                return;
+            }
+        }
+    }
 }
 
 /// Fetches the whole image, a part at a time, whenever no reader waits for anything. Ends when all of it is there, or with the reader.
