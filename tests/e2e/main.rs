@@ -7,6 +7,7 @@ mod convert;
 mod crash;
 mod daemon;
 mod demo;
+mod fairness;
 mod faults;
 mod hostile;
 mod interop;
