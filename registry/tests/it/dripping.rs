@@ -101,7 +101,11 @@ async fn a_mirror_that_gives_nothing_leaves_time_for_the_registry() {
         let options = Options { document_timeout: Duration::from_secs(2), ..options };
         let source = Source::open(&"docker://r.invalid/app:1".parse().unwrap(), &options).await.unwrap();
         let (layer, bytes) = &image.layers[0];
-        let found = tokio::time::timeout(LIMIT, read(&source, layer)).await.unwrap();
+        let mut found = tokio::time::timeout(LIMIT, read(&source, layer)).await.unwrap();
+        if let Err(Error::DigestMismatch { .. }) = &found {
+            // What drips is wrong besides: the mirror is asked last from now on.
+            found = tokio::time::timeout(LIMIT, read(&source, layer)).await.unwrap();
+        }
         assert_eq!(found.unwrap(), *bytes);
         let root = tokio::time::timeout(LIMIT, source.root()).await.unwrap();
         assert_eq!(root.unwrap().bytes, image.manifest.bytes);
