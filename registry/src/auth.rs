@@ -2,6 +2,8 @@
 
 pub(crate) mod challenge;
 pub(crate) mod credentials;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fmt,
@@ -20,13 +22,12 @@ use serde::Deserialize;
 use tokio::{sync::OwnedMutexGuard, task::JoinHandle};
 
 use self::{
-    challenge::Challenge,
+    challenge::{Bearer, Challenges},
     credentials::{Credentials, Secret, Store},
 };
 use crate::{
     error::{Error, Result},
-    http::{Body, Http, Request, same_origin},
-    reference::is_loopback_host,
+    http::{Body, Http, Request, redirect::is_loopback, same_origin},
 };
 
 /// Tokens kept: one a set of scopes, of which a source or destination has a handful.
@@ -98,6 +99,8 @@ struct State {
     tokens: LruCache<Scopes, Token>,
     /// What the last failed renewal came to, for those that waited for it.
     failure: Option<Failure>,
+    /// Who gave no token just now. When the registry names no other, asking again at once is of no use.
+    given_up: Option<Issuer>,
 }
 
 struct Failure {
@@ -117,7 +120,7 @@ enum Scheme {
 }
 
 /// Who issues tokens.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 struct Issuer {
     realm: Url,
     service: Option<String>,
@@ -138,7 +141,25 @@ struct Token {
 struct TokenAnswer {
     token: Option<Secret>,
     access_token: Option<Secret>,
-    expires_in: Option<u64>,
+    #[serde(default)]
+    expires_in: serde_json::Value,
+}
+
+impl TokenAnswer {
+    /// The token, by either name; some servers send the other one empty.
+    fn token(&self) -> Option<&Secret> {
+        [&self.token, &self.access_token].into_iter().flatten().find(|token| !token.reveal().is_empty())
+    }
+
+    /// How long it lives. Some servers write the number as a string or with a fraction.
+    fn lifetime(&self) -> Duration {
+        let number = match &self.expires_in {
+            serde_json::Value::String(text) => text.trim().parse().ok(),
+            other => other.as_f64(),
+        };
+        let lifetime = number.filter(|seconds| *seconds >= 0.0).map(|s| s.min(LONGEST_LIFETIME.as_secs_f64()));
+        lifetime.map_or(DEFAULT_LIFETIME, Duration::from_secs_f64)
+    }
 }
 
 /// What is known without asking anyone.
@@ -166,7 +187,7 @@ enum Cause {
     /// The token is missing, or near its end.
     Age,
     /// A 401.
-    Challenge(Challenge),
+    Challenge(Challenges),
     /// A 403: worth another attempt only with other credentials than before.
     Forbidden,
 }
@@ -174,7 +195,7 @@ enum Cause {
 impl Auth {
     pub(crate) fn new(store: Store, site: Site) -> Self {
         let tokens = LruCache::new(MAX_TOKENS);
-        let state = Mutex::new(State { scheme: Scheme::Nothing, tokens, failure: None });
+        let state = Mutex::new(State { scheme: Scheme::Nothing, tokens, failure: None, given_up: None });
         Self(Arc::new(Inner { store, site, state, renewal: Arc::default() }))
     }
 
@@ -190,7 +211,15 @@ impl Auth {
                 }
                 Ok(Some(header))
             }
-            Known::Missing => self.renew(http, scopes, Cause::Age, None).await,
+            Known::Missing => match self.renew(http, scopes, Cause::Age, None).await {
+                Ok(header) => Ok(header),
+                Err(error) => {
+                    // Its token server may have moved: the registry's own answer says where to.
+                    tracing::debug!(%error, "no new token; asking without one");
+                    self.0.forget_issuer(scopes);
+                    Ok(None)
+                }
+            },
         }
     }
 
@@ -205,7 +234,7 @@ impl Auth {
         scopes: &Scopes,
         used: Option<&HeaderValue>,
     ) -> Result<Option<HeaderValue>> {
-        let challenge = challenge::strongest(headers)
+        let challenge = challenge::known(headers)
             .ok_or_else(|| self.0.denied("the registry wants a login of a kind unknown here, or does not say which"))?;
         self.renew(http, scopes, Cause::Challenge(challenge), used).await
     }
@@ -252,7 +281,9 @@ impl Auth {
         let (inner, http) = (self.0.clone(), http.clone());
         let forbidden = matches!(cause, Cause::Forbidden);
         tokio::spawn(async move {
-            let result = inner.obtain(&http, &scopes, cause, used.as_ref()).await;
+            let limit = http.options().document_timeout;
+            let result = tokio::time::timeout(limit, inner.obtain(&http, &scopes, cause, used.as_ref())).await;
+            let result = result.unwrap_or_else(|_| Err(inner.late(limit)));
             if let Err(error) = &result {
                 let failure = Failure { scopes, forbidden, at: Instant::now(), error: error.duplicate() };
                 inner.state().failure = Some(failure);
@@ -309,13 +340,17 @@ impl Inner {
         let credentials = self.store.find(&self.site.host, &self.site.repository).await?;
         match cause {
             Cause::Age => {}
-            Cause::Challenge(Challenge::Basic) => return self.set_basic(credentials, used).map(Some),
-            Cause::Challenge(Challenge::Bearer { realm, service, scope }) => {
-                let realm = self.check_realm(&realm)?;
-                let scope = scope.filter(|_| self.site.mirror);
-                let mut state = self.state();
-                state.scheme = Scheme::Bearer(Issuer { realm, service, scope });
-                state.tokens.pop(scopes);
+            Cause::Challenge(Challenges { bearer: None, .. }) => return self.set_basic(credentials, used).map(Some),
+            Cause::Challenge(Challenges { bearer: Some(bearer), basic }) => {
+                let token = self.token_of(http, scopes, bearer, credentials.clone(), used).await;
+                return match (token, credentials) {
+                    // Where a password serves as well, a token server that gives nothing is no obstacle.
+                    (Err(error), password @ Some(Credentials::Password { .. })) if basic => {
+                        tracing::debug!(%error, "no token; the registry takes a password as well");
+                        self.set_basic(password, used).map(Some)
+                    }
+                    (token, _) => token.map(Some),
+                };
             }
             Cause::Forbidden => {
                 let scheme = self.state().scheme.clone();
@@ -332,11 +367,56 @@ impl Inner {
                 }
             }
         }
+        self.fresh_token(http, scopes, credentials, used).await.map(Some)
+    }
+
+    /// A token from the server that a challenge names.
+    async fn token_of(
+        &self,
+        http: &Http,
+        scopes: &Scopes,
+        Bearer { realm, service, scope }: Bearer,
+        credentials: Option<Credentials>,
+        used: Option<&HeaderValue>,
+    ) -> Result<HeaderValue> {
+        let issuer = Issuer { realm: self.check_realm(&realm)?, service, scope: scope.filter(|_| self.site.mirror) };
+        {
+            let mut state = self.state();
+            state.tokens.pop(scopes);
+            state.scheme = Scheme::Bearer(issuer.clone());
+            if state.given_up.take() == Some(issuer)
+                && let Some(failure) = state.failure.as_ref().filter(|f| f.scopes == *scopes)
+            {
+                return Err(failure.error.duplicate());
+            }
+        }
+        self.fresh_token(http, scopes, credentials, used).await
+    }
+
+    async fn fresh_token(
+        &self,
+        http: &Http,
+        scopes: &Scopes,
+        credentials: Option<Credentials>,
+        used: Option<&HeaderValue>,
+    ) -> Result<HeaderValue> {
         let fresh = self.fetch_token(http, scopes, credentials).await?;
         if used == Some(&fresh) {
             return Err(self.denied("it refuses the token kept for it; log in again"));
         }
-        Ok(Some(fresh))
+        Ok(fresh)
+    }
+
+    /// Has the next request made without a token, unless there is one by now.
+    fn forget_issuer(&self, scopes: &Scopes) {
+        let mut state = self.state();
+        if state.tokens.peek(scopes).is_some_and(|token| Instant::now() < token.use_until) {
+            return;
+        }
+        match std::mem::replace(&mut state.scheme, Scheme::Nothing) {
+            Scheme::Bearer(issuer) => state.given_up = Some(issuer),
+            other => state.scheme = other,
+        }
     }
 
     fn set_basic(&self, credentials: Option<Credentials>, used: Option<&HeaderValue>) -> Result<HeaderValue> {
@@ -362,10 +442,8 @@ impl Inner {
             return self.keep(scopes, &token, credentials, DEFAULT_LIFETIME);
         }
         let answer = self.ask(http, &issuer, scopes, credentials.as_ref()).await?;
-        let lifetime = answer.expires_in.map_or(DEFAULT_LIFETIME, Duration::from_secs);
-        let token = answer.token.or(answer.access_token).filter(|t| !t.reveal().is_empty());
-        let token = token.ok_or_else(|| self.denied("its token server sent no token"))?;
-        self.keep(scopes, &token, credentials, lifetime)
+        let token = answer.token().ok_or_else(|| self.denied("its token server sent no token"))?;
+        self.keep(scopes, token, credentials, answer.lifetime())
     }
 
     /// One question to the token server.
@@ -445,12 +523,18 @@ impl Inner {
     /// The realm is the registry's word, and the password goes there: never in the clear when the registry is not.
     fn check_realm(&self, realm: &str) -> Result<Url> {
         let url = Url::parse(realm).map_err(|e| self.denied(&format!("it names a bad token server {realm:?}: {e}")))?;
-        let loopback = url.host_str().is_some_and(|h| is_loopback_host(h.trim_matches(['[', ']'])));
+        // Not any realm on this machine: whose program listens there is not for a registry elsewhere to say.
+        let own_machine = is_loopback(&url) && is_loopback(&self.site.base);
         match url.scheme() {
             "https" => Ok(url),
-            "http" if !self.site.tls || loopback => Ok(url),
+            "http" if !self.site.tls || own_machine => Ok(url),
             _ => Err(self.denied(&format!("it names a token server without TLS, {realm:?}; no login is sent there"))),
         }
+    }
+
+    fn late(&self, after: Duration) -> Error {
+        let reason = std::io::Error::new(std::io::ErrorKind::TimedOut, format!("none came within {after:.1?}"));
+        Error::transport(format_args!("token for {}", self.site.host), &self.site.base, reason)
     }
 
     fn denied(&self, reason: &str) -> Error {
@@ -490,58 +574,4 @@ fn sensitive(text: &str) -> Option<HeaderValue> {
     let mut value = HeaderValue::from_str(text).ok()?;
     value.set_sensitive(true);
     Some(value)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::options::Options;
-
-    fn auth(tls: bool) -> Auth {
-        let options = Options::default();
-        let (host, repository) = ("h.example".to_owned(), "app".to_owned());
-        let base = Url::parse("https://h.example/v2/app/").unwrap();
-        let site = Site { host, repository, tls, mirror: false, headers: HeaderMap::new(), base };
-        Auth::new(Store::new(&options), site)
-    }
-
-    #[test]
-    fn passwords_stay_encrypted() {
-        let table = [
-            ("https://auth.example/token", true, true),
-            ("http://auth.example/token", true, false),
-            ("http://localhost:5001/token", true, true),
-            ("http://auth.example/token", false, true),
-            ("file:///etc/passwd", false, false),
-        ];
-        for (realm, tls, allowed) in table {
-            assert_eq!(auth(tls).0.check_realm(realm).is_ok(), allowed, "{realm} {tls}");
-        }
-        let header = basic("me", &Secret::new("secret-pw".into())).unwrap();
-        let shown = format!("{header:?} {:?}", auth(true));
-        assert!(!shown.contains("secret") && !shown.contains("bWU6"), "{shown}");
-    }
-
-    #[test]
-    fn tokens_are_bounded() {
-        let auth = &*auth(true).0;
-        let issuer = Issuer { realm: Url::parse("https://a/").unwrap(), service: None, scope: None };
-        auth.state().scheme = Scheme::Bearer(issuer);
-        let keep = |scopes: &Scopes, token: &str, lifetime| {
-            auth.keep(scopes, &Secret::new(token.into()), None, Duration::from_secs(lifetime))
-        };
-        for n in 0..1000 {
-            keep(&Scopes::pull(&format!("app{n}")), "t", u64::MAX).unwrap();
-        }
-        assert_eq!(auth.state().tokens.len(), MAX_TOKENS.get());
-        assert!(matches!(auth.known(&Scopes::pull("app999")), Known::Header(_)));
-        assert!(matches!(auth.known(&Scopes::pull("app0")), Known::Missing));
-        let app = Scopes::pull("app");
-        assert!(keep(&app, "a\nb", 60).is_err());
-        keep(&app, "t", 0).unwrap();
-        assert!(matches!(auth.known(&app), Known::Missing));
-        keep(&app, "t", 60).unwrap();
-        auth.state().tokens.get_mut(&app).unwrap().renew_from = Instant::now();
-        assert!(matches!(auth.known(&app), Known::Ageing(_)));
-    }
 }

@@ -36,6 +36,8 @@ pub(crate) struct HostConfig {
     pub(crate) ca: Vec<PathBuf>,
     pub(crate) identity: Option<Identity>,
     pub(crate) skip_verify: Option<bool>,
+    /// Whether redirects are followed that others could forge.
+    pub(crate) insecure_redirects: Option<bool>,
     pub(crate) headers: HeaderMap,
     pub(crate) dial_timeout: Option<Duration>,
     pub(crate) proxy: Option<String>,
@@ -206,6 +208,7 @@ mod tests {
             ("client = [['a', 'b', 'c']]", "client"),
             ("client = true", "client"),
             ("skip_verify = 'yes'", "skip_verify"),
+            ("insecure_redirects = 'yes'", "insecure_redirects"),
             ("dial_timeout = '1 minute'", "dial_timeout"),
             ("dial_timeout = 5", "dial_timeout"),
             ("override_path = 1", "override_path"),

@@ -1,7 +1,9 @@
 //! HTTP as registries need it: clients built when first used, redirects that leave secrets behind, timeouts that watch
-//! for progress rather than for the end, and retries with growing pauses.
+//! for progress rather than for the end, least rates, and retries with growing pauses.
 
 mod body;
+pub(crate) mod pace;
+pub(crate) mod redirect;
 mod retry;
 
 use std::{
@@ -12,7 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
@@ -24,10 +26,13 @@ use reqwest::{
 use rustls::{AlertDescription, ClientConfig, RootCertStore, crypto::ring};
 
 pub(crate) use self::{body::Body, retry::Backoff};
+use self::{
+    pace::{LEAST_RATE, Pace, SMALL},
+    redirect::is_loopback,
+};
 use crate::{
     error::{Error, Result},
     options::Options,
-    reference::is_loopback_host,
     shared::{ClientKey, Identity, Transport},
 };
 
@@ -53,7 +58,12 @@ const MAX_ERROR_TEXT: usize = 300;
 /// a proxy) or not, and how to connect.
 pub(crate) struct Http {
     options: Options,
+    /// How the host itself is connected to.
     transport: Transport,
+    /// The same for all other hosts: nothing vouches for us there, and their certificates are looked at.
+    elsewhere: Transport,
+    /// The host; none if nothing special is said of any.
+    home: Option<String>,
 }
 
 /// A request that can be sent again.
@@ -66,11 +76,14 @@ pub(crate) struct Request<'a> {
     pub(crate) what: &'a str,
     /// Longest silence of the server, when more than the stall timeout is due.
     pub(crate) patience: Duration,
+    /// Whether somebody else has named the URL, so that it gets nothing of the host's own, whatever its host is.
+    pub(crate) away: bool,
 }
 
 impl<'a> Request<'a> {
     pub(crate) fn new(method: Method, url: Url, what: &'a str) -> Self {
-        Self { method, url, headers: HeaderMap::new(), body: Body::Empty, what, patience: Duration::ZERO }
+        let (headers, body, patience) = (HeaderMap::new(), Body::Empty, Duration::ZERO);
+        Self { method, url, headers, body, what, patience, away: false }
     }
 
     pub(crate) fn get(url: Url, what: &'a str) -> Self {
@@ -87,16 +100,24 @@ impl<'a> Request<'a> {
         self.body = body;
         self
     }
+
+    pub(crate) fn away(self, away: bool) -> Self {
+        Self { away, ..self }
+    }
 }
 
 impl Http {
     pub(crate) fn new(options: &Options) -> Arc<Self> {
-        Arc::new(Self { options: options.clone(), transport: Self::usual_transport(options) })
+        let transport = Self::usual_transport(options);
+        Arc::new(Self { options: options.clone(), elsewhere: transport.clone(), transport, home: None })
     }
 
-    /// The same with another way of connecting.
-    pub(crate) fn with(options: &Options, transport: Transport) -> Arc<Self> {
-        Arc::new(Self { options: options.clone(), transport })
+    /// The same with another way of connecting to one host, by whatever port. Where that sends us has no use for a client certificate, and
+    /// is not trusted unseen; the authorities, which the operator trusts, and the proxy stay the same.
+    pub(crate) fn with(options: &Options, transport: Transport, home: &Url) -> Arc<Self> {
+        let elsewhere = Transport { identity: None, skip_verify: false, ..transport.clone() };
+        let home = home.host_str().map(str::to_owned);
+        Arc::new(Self { options: options.clone(), transport, elsewhere, home })
     }
 
     /// How hosts are connected to of which nothing special is said.
@@ -115,7 +136,7 @@ impl Http {
 
     /// Sends one request once; no redirects, no retries. `authorization` is added when given.
     pub(crate) async fn send(&self, request: &Request<'_>, authorization: Option<&HeaderValue>) -> Result<Response> {
-        let key = self.client_key(&request.url);
+        let key = self.client_key(&request.url, request.away);
         let client = self.client_by(&key)?;
         let mut headers = request.headers.clone();
         if let Some(value) = authorization {
@@ -161,14 +182,28 @@ impl Http {
         }
     }
 
-    /// A whole body of at most `limit` bytes.
+    /// [`Self::chunk`] of a body that must keep a pace.
+    pub(crate) async fn paced_chunk(
+        &self,
+        response: &mut Response,
+        pace: &mut Pace,
+        what: &str,
+    ) -> Result<Option<Bytes>> {
+        let (since, left) = (Instant::now(), pace.left());
+        let chunk = tokio::time::timeout(left, self.chunk(response, what)).await;
+        let bytes = chunk.as_ref().ok().and_then(|chunk| chunk.as_ref().ok()?.as_ref()).map_or(0, Bytes::len);
+        pace.count(since.elapsed(), bytes);
+        chunk.unwrap_or_else(|_| Err(too_slow(what, &shown_url(response.url()))))
+    }
+
+    /// A whole body of at most `limit` bytes. It must keep the pace of [`Pace`].
     pub(crate) async fn read_all(&self, response: &mut Response, limit: u64, what: &str) -> Result<Vec<u8>> {
         let too_large = || Error::TooLarge { what: what.to_owned(), limit };
         if response.content_length().is_some_and(|len| len > limit) {
             return Err(too_large());
         }
-        let mut out = Vec::new();
-        while let Some(chunk) = self.chunk(response, what).await? {
+        let (mut out, mut pace) = (Vec::new(), Pace::new(SMALL.min(self.options.document_timeout)));
+        while let Some(chunk) = self.paced_chunk(response, &mut pace, what).await? {
             if (out.len() + chunk.len()) as u64 > limit {
                 return Err(too_large());
             }
@@ -201,13 +236,13 @@ impl Http {
 
     /// A client that may ask `url`.
     pub(crate) fn client(&self, url: &Url) -> Result<Client> {
-        self.client_by(&self.client_key(url))
+        self.client_by(&self.client_key(url, false))
     }
 
-    fn client_key(&self, url: &Url) -> ClientKey {
-        let tls = url.scheme() == "https";
-        let loopback = url.host_str().is_some_and(|h| is_loopback_host(h.trim_matches(['[', ']'])));
-        ClientKey::new(tls, loopback, &self.transport)
+    fn client_key(&self, url: &Url, away: bool) -> ClientKey {
+        let at_home = !away && self.home.as_deref() == url.host_str();
+        let transport = if at_home { &self.transport } else { &self.elsewhere };
+        ClientKey::new(url.scheme() == "https", is_loopback(url), transport)
     }
 
     fn client_by(&self, key: &ClientKey) -> Result<Client> {
@@ -319,6 +354,11 @@ pub(crate) fn same_origin(a: &Url, b: &Url) -> bool {
 
 fn stalled(what: &str, url: &str, patience: Duration) -> Error {
     let reason = format!("no byte moved for {patience:?}");
+    Error::transport(what, url, io::Error::new(io::ErrorKind::TimedOut, reason))
+}
+
+fn too_slow(what: &str, url: &str) -> Error {
+    let reason = format!("its bytes come more slowly than {} KiB a second", LEAST_RATE >> 10);
     Error::transport(what, url, io::Error::new(io::ErrorKind::TimedOut, reason))
 }
 

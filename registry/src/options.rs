@@ -27,6 +27,11 @@ pub struct Options {
     pub hosts_dir: Option<PathBuf>,
     /// Longest wait for a connection. 10 s.
     pub connect_timeout: Duration,
+    /// Follow redirects that others could forge: from https to plain http, and from a plain-HTTP host to another host. No.
+    pub insecure_redirects: bool,
+    /// Longest time that all attempts at a manifest, config or token take together, without pauses that a server asks for: 60 s. Larger
+    /// ones, and layers, get as much more as they take at 16 KiB a second, counted while they are waited for.
+    pub document_timeout: Duration,
     /// Longest wait without a byte moved on a connection. 60 s.
     pub stall_timeout: Duration,
     /// Attempts a request has before its error is reported, the first included. 5.
@@ -50,6 +55,8 @@ impl Default for Options {
             kept_auth_file: None,
             token_file: None,
             hosts_dir: None,
+            insecure_redirects: false,
+            document_timeout: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(60),
             attempts: 5,

@@ -20,7 +20,7 @@ use lazo_format::Digest;
 use oci_spec::image::{Descriptor, MediaType};
 use reqwest::{
     Method, Response, StatusCode, Url,
-    header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, LOCATION},
+    header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName},
 };
 
 use self::targets::Targets;
@@ -29,15 +29,16 @@ use crate::{
     document::{Document, MAX_DOCUMENT, check_digest, descriptor, digest_of, media_type_within},
     error::{Error, ErrorKind, Result},
     hosts::{Abilities, HostConfig, Server},
-    http::{Body, Http, Request, same_origin, shown_url},
+    http::{
+        Body, Http, Request,
+        redirect::{Way, is_redirect},
+    },
     media,
     options::Options,
     reference::DockerRef,
     shared::{LoginKey, Transport},
 };
 
-/// Redirects followed for one request; registries make one, to their storage.
-const MAX_REDIRECTS: usize = 5;
 /// Logins tried for one request: an expired token, then a fresh one.
 const MAX_LOGINS: usize = 2;
 /// How long a host that failed is asked after the others: about what a restart takes.
@@ -59,6 +60,8 @@ struct Inner {
     namespace: Option<String>,
     /// For requests to this host, and to no other.
     headers: HeaderMap,
+    /// Whether redirects are followed that others could forge.
+    insecure_redirects: bool,
     may: Abilities,
     name: String,
     targets: Targets,
@@ -102,7 +105,7 @@ impl Registry {
         let base = Url::parse(&base).map_err(|e| Error::invalid(format_args!("registry {authority}"), e))?;
         let mirror = authority != reference.api_host();
         let transport = transport(host, options);
-        let http = Http::with(options, transport.clone());
+        let http = Http::with(options, transport.clone(), &base);
         // The login for the registry goes to no mirror.
         let (login_host, token_file) =
             if mirror { (authority, None) } else { (&reference.host, options.token_file.clone()) };
@@ -129,6 +132,7 @@ impl Registry {
             base,
             namespace: mirror.then(|| reference.host.clone()),
             headers: host.headers.clone(),
+            insecure_redirects: host.insecure_redirects.unwrap_or(options.insecure_redirects),
             may: host.may,
             name,
             targets: Targets::new(),
@@ -218,21 +222,22 @@ impl Registry {
     }
 
     /// [`Self::call`] from `url` on; also for how long the redirects hold, if there were any.
-    async fn pursue(&self, call: &Call<'_>, mut url: Url) -> Result<(Response, Option<Duration>)> {
+    async fn pursue(&self, call: &Call<'_>, url: Url) -> Result<(Response, Option<Duration>)> {
         let (http, auth) = (&self.0.http, &self.0.auth);
-        let (mut logins, mut redirects, mut reconsidered) = (0, 0, false);
+        let mut way = Way::new(call.what, url, &self.0.base, self.0.insecure_redirects);
+        let (mut logins, mut reconsidered) = (0, false);
         let mut lifetime = None;
         // What to log in with now, when that has just been found out.
         let mut fresh = None;
         loop {
-            let own = same_origin(&url, &self.0.base);
+            let own = !way.is_away();
             // Storage behind a redirect has its own signature in the URL; a login is only for the registry itself.
             let authorization = match fresh.take() {
                 Some(header) if own => Some(header),
                 _ if own => auth.header(http, &call.scopes).await?,
                 _ => None,
             };
-            let response = http.send(&self.request(call, &url, own), authorization.as_ref()).await?;
+            let response = http.send(&self.request(call, way.url(), own), authorization.as_ref()).await?;
             let status = response.status();
             if status == StatusCode::UNAUTHORIZED && own && logins < MAX_LOGINS {
                 logins += 1;
@@ -244,12 +249,8 @@ impl Registry {
                     return Ok((response, lifetime));
                 }
             } else if is_redirect(status) && matches!(call.method, Method::GET | Method::HEAD) {
-                redirects += 1;
-                if redirects > MAX_REDIRECTS {
-                    return Err(Error::invalid(call.what, format_args!("more than {MAX_REDIRECTS} redirects")));
-                }
-                url = location(&response, call.what)?;
-                let holds = targets::lifetime(response.headers(), &url);
+                way.follow(&response)?;
+                let holds = targets::lifetime(response.headers(), way.url());
                 lifetime = Some(lifetime.map_or(holds, |l: Duration| l.min(holds)));
             } else {
                 return Ok((response, lifetime));
@@ -261,7 +262,7 @@ impl Registry {
         let mut headers = if own { self.0.headers.clone() } else { HeaderMap::new() };
         headers.extend(call.headers.clone());
         let (method, url, body) = (call.method.clone(), url.clone(), call.body.clone());
-        Request { method, url, headers, body, what: call.what, patience: call.patience }
+        Request { method, url, headers, body, what: call.what, patience: call.patience, away: !own }
     }
 
     /// [`Self::call`], with every status but `accepted` an error.
@@ -359,24 +360,6 @@ fn transport(host: &HostConfig, options: &Options) -> Transport {
     transport.connect_timeout = host.dial_timeout.unwrap_or(options.connect_timeout);
     transport.proxy.clone_from(&host.proxy);
     transport
-}
-
-/// Where an answer sends us. From https there is no way back to http.
-pub(crate) fn location(response: &Response, what: &str) -> Result<Url> {
-    let location = response.headers().get(LOCATION).and_then(|v| v.to_str().ok());
-    let location = location.ok_or_else(|| Error::invalid(what, "the server sends us on, but not where"))?;
-    let mut url = response.url().join(location).map_err(|e| Error::invalid(what, format_args!("bad Location: {e}")))?;
-    let back = response.url().scheme() == "https" && url.scheme() == "http";
-    // A registry behind a proxy that does TLS may not know its own scheme.
-    let corrected = back && url.host() == response.url().host() && url.set_scheme("https").is_ok();
-    if (back && !corrected) || !matches!(url.scheme(), "http" | "https") {
-        return Err(Error::invalid(what, format_args!("refused to be sent on to {}", shown_url(&url))));
-    }
-    Ok(url)
-}
-
-pub(crate) fn is_redirect(status: StatusCode) -> bool {
-    matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
 fn content_digest(headers: &HeaderMap) -> Option<Digest> {

@@ -3,7 +3,12 @@
 //! A host that fails, lacks what is asked for or gives wrong bytes is passed over, and asked last for a while. The last host
 //! in the file's order has the last word: only its failure decides whether trying again may help.
 
-use std::{ops::Range, sync::Arc};
+use std::{
+    io,
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture, stream::BoxStream};
@@ -11,11 +16,14 @@ use lazo_format::Digest;
 use oci_spec::image::Descriptor;
 
 use crate::{
-    document::Document,
+    document::{Document, MAX_DOCUMENT},
     endpoint::Endpoint,
     error::{Error, Result},
     hosts::{self, HostConfig},
-    http::{Backoff, Http},
+    http::{
+        Backoff, Http,
+        pace::{self, Pace},
+    },
     options::Options,
     reference::DockerRef,
     registry::{Registry, Senders, download},
@@ -31,6 +39,7 @@ struct Inner {
     /// Never empty.
     hosts: Vec<Registry>,
     attempts: u32,
+    document_timeout: Duration,
 }
 
 /// What is asked of a host.
@@ -47,7 +56,12 @@ impl Repository {
     pub(crate) async fn open(reference: &DockerRef, options: &Options) -> Result<Self> {
         let hosts = load_hosts(reference, options).await?;
         let hosts: Result<Vec<Registry>> = hosts.iter().map(|h| Registry::new(reference, h, options)).collect();
-        Ok(Self(Arc::new(Inner { reference: reference.clone(), hosts: hosts?, attempts: options.attempts })))
+        Ok(Self(Arc::new(Inner {
+            reference: reference.clone(),
+            hosts: hosts?,
+            attempts: options.attempts,
+            document_timeout: options.document_timeout,
+        })))
     }
 
     pub(crate) fn endpoints(&self) -> Vec<Endpoint> {
@@ -71,16 +85,16 @@ impl Repository {
     pub(crate) async fn root(&self) -> Result<Document> {
         let reference = self.0.reference.manifest_reference();
         if self.0.reference.digest.is_some() {
-            return self.persist(Ability::Pull, |host| host.manifest(&reference, None).boxed()).await;
+            return self.persist(Ability::Pull, 0, |host| host.manifest(&reference, None).boxed()).await;
         }
         let reference = &reference;
-        self.persist(Ability::Resolve, |host| {
+        self.persist(Ability::Resolve, 0, |host| {
             async move {
                 if host.may().pull {
                     return host.manifest(reference, None).await;
                 }
                 let digest = host.manifest_digest(reference).await?.to_string();
-                self.round(Ability::Pull, |host| host.manifest(&digest, None).boxed()).await
+                self.round(Ability::Pull, self.0.document_timeout, |host| host.manifest(&digest, None).boxed()).await
             }
             .boxed()
         })
@@ -93,31 +107,33 @@ impl Repository {
             Some(digest) => Ok(digest),
             None => {
                 let tag = self.0.reference.manifest_reference();
-                self.persist(Ability::Resolve, |host| host.manifest_digest(&tag).boxed()).await
+                self.persist(Ability::Resolve, 0, |host| host.manifest_digest(&tag).boxed()).await
             }
         }
     }
 
     /// A manifest, index or config.
     pub(crate) async fn document(&self, expected: &Descriptor) -> Result<Document> {
-        self.persist(Ability::Pull, |host| host.document(expected).boxed()).await
+        self.persist(Ability::Pull, expected.size().min(MAX_DOCUMENT), |host| host.document(expected).boxed()).await
     }
 
     /// Exactly `range` of a blob, unverified.
     pub(crate) async fn blob_range(&self, digest: &Digest, size: u64, range: Range<u64>) -> Result<Bytes> {
+        let size_of_range = range.end.saturating_sub(range.start);
         let read = |host: &Registry| {
             let (host, digest, range) = (host.clone(), *digest, range.clone());
             async move { host.open_range(&digest, size, range).await?.bytes().await }.boxed()
         };
-        self.persist(Ability::Pull, read).await
+        self.persist(Ability::Pull, size_of_range, read).await
     }
 
-    /// The open answer to a request for `range` of a blob, and whose it is; one attempt at each host.
+    /// The open answer to a request for `range` of a blob, and whose it is; one attempt at each host, all within `limit`.
     pub(crate) async fn open_blob(
         &self,
         digest: &Digest,
         size: u64,
         range: Range<u64>,
+        limit: Duration,
     ) -> Result<(Registry, reqwest::Response, u64)> {
         let open = |host: &Registry| {
             let (host, digest, range) = (host.clone(), *digest, range.clone());
@@ -127,7 +143,7 @@ impl Repository {
             }
             .boxed()
         };
-        self.round(Ability::Pull, open).await
+        self.round(Ability::Pull, limit, open).await
     }
 
     /// A blob's bytes, unverified; fails here if no host has it.
@@ -135,25 +151,50 @@ impl Repository {
         download(self.clone(), descriptor).await
     }
 
-    /// [`Self::round`], again after transient errors.
+    /// [`Self::round`], again after transient errors. All rounds together may take the time for documents, and what `size` bytes take
+    /// at the least rate.
     async fn persist<'a, T>(
         &'a self,
         ability: Ability,
+        size: u64,
         ask: impl Fn(&'a Registry) -> BoxFuture<'a, Result<T>>,
     ) -> Result<T> {
-        let mut backoff = self.backoff();
+        let (mut backoff, mut left) = (self.backoff(), self.0.document_timeout + pace::time_for(size));
         loop {
-            match self.round(ability, &ask).await {
+            let since = Instant::now();
+            let answer = self.round(ability, left, &ask).await;
+            left = left.saturating_sub(since.elapsed());
+            match answer {
                 Ok(answer) => return Ok(answer),
+                Err(error) if left.is_zero() => return Err(error),
                 Err(error) => backoff.wait(error).await?,
             }
         }
     }
 
-    /// Asks each host once, until one answers well.
+    /// Hosts to pull from that did not fail lately.
+    pub(crate) fn fresh_hosts(&self) -> usize {
+        self.0.hosts.iter().filter(|host| host.may().pull && !host.is_resting()).count()
+    }
+
+    /// The pace that a layer must keep. One that another host may have as well is not waited for as long.
+    pub(crate) fn layer_pace(&self) -> Pace {
+        let all = self.0.document_timeout;
+        Pace::new(if self.fresh_hosts() > 1 { all.min(pace::SMALL) } else { all })
+    }
+
+    /// A host did not give something in time.
+    fn late(&self, host: &Registry, after: Duration) -> Error {
+        let reason = io::Error::new(io::ErrorKind::TimedOut, format!("it did not come within {after:.1?}"));
+        Error::transport(&self.0.reference, host.name(), reason)
+    }
+
+    /// Asks each host once, until one answers well. Of the time that is left, each may take an equal part, so that one that gives
+    /// nothing leaves some to the next.
     async fn round<'a, T>(
         &'a self,
         ability: Ability,
+        limit: Duration,
         ask: impl Fn(&'a Registry) -> BoxFuture<'a, Result<T>>,
     ) -> Result<T> {
         let able = |host: &&Registry| match ability {
@@ -163,9 +204,11 @@ impl Repository {
         let mut hosts: Vec<(usize, &Registry)> = self.0.hosts.iter().filter(able).enumerate().collect();
         hosts.sort_by_key(|(_, host)| host.is_resting());
         let last = hosts.len();
-        let mut verdict = None;
-        for (number, host) in hosts {
-            match ask(host).await {
+        let (mut verdict, until) = (None, Instant::now() + limit);
+        for (turn, (number, host)) in hosts.into_iter().enumerate() {
+            let waiting = u32::try_from(last - turn).unwrap_or(u32::MAX);
+            let share = until.saturating_duration_since(Instant::now()) / waiting;
+            match tokio::time::timeout(share, ask(host)).await.unwrap_or_else(|_| Err(self.late(host, share))) {
                 Ok(answer) => return Ok(answer),
                 Err(error) if last == 1 => return Err(error),
                 Err(error) => {

@@ -8,13 +8,13 @@ use reqwest::{Client, Url, header::RANGE};
 use crate::{
     endpoint::RangeStream,
     error::{Error, Result},
-    http::{Http, Request, same_origin},
+    http::{
+        Http, Request,
+        redirect::{Way, is_redirect},
+    },
     options::Options,
-    registry::{RangeBody, accept, is_redirect, location, range_header},
+    registry::{RangeBody, accept, range_header},
 };
-
-/// Redirects followed for one request, as for a registry's blobs.
-const MAX_REDIRECTS: usize = 5;
 
 /// Web servers, by the [`Options`] that say how to reach registries. Clones share their connections.
 #[derive(Clone)]
@@ -43,9 +43,14 @@ impl Web {
         if range.is_empty() {
             return Ok(stream::empty().boxed());
         }
-        let mut at = url.clone();
-        for _ in 0..=MAX_REDIRECTS {
-            let mut request = Request::get(at.clone(), what);
+        let mut way = Way::new(what, url.clone(), url, self.0.options().insecure_redirects);
+        loop {
+            let (user, password) = if way.is_away() { ("", None) } else { (url.username(), url.password()) };
+            let mut at = way.url().clone();
+            // These fail for URLs without a host, which http and https have.
+            let _ = at.set_username(user);
+            let _ = at.set_password(password);
+            let mut request = Request::get(at, what).away(way.is_away());
             if let Some(value) = range_header(size, &range) {
                 request = request.header(RANGE, &value)?;
             }
@@ -54,13 +59,8 @@ impl Web {
                 let opened = accept(&self.0, response, what, size, range.clone()).await?;
                 return Ok(RangeBody::new(self.0.clone(), opened, what.to_owned(), range).stream());
             }
-            at = location(&response, what)?;
-            let (user, password) = if same_origin(&at, url) { (url.username(), url.password()) } else { ("", None) };
-            // These fail for URLs without a host, which http and https have.
-            let _ = at.set_username(user);
-            let _ = at.set_password(password);
+            way.follow(&response)?;
         }
-        Err(Error::invalid(what, format_args!("more than {MAX_REDIRECTS} redirects")))
     }
 
     /// A client that may ask `url`, for libraries that make requests of their own. It follows no redirects.

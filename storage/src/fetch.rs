@@ -5,6 +5,7 @@
 //! [`Upstream`] finds best; that also knows how long to go on trying.
 
 mod request;
+pub(crate) mod room;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -14,22 +15,24 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use lazo_format::{ChunkError, ChunkIndex};
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 
 use crate::blob::{Blob, Claim, weight};
-use crate::bounds::{Bounds, IN_FLIGHT_KIB};
+use crate::bounds::{Bounds, DEMANDED};
 use crate::error::ReadError;
 use crate::flight::{Flight, Outcome};
-use crate::metrics::{Metrics, Priority};
+use crate::metrics::{Label as _, Metrics, Priority};
 use crate::pool::Worker;
 use crate::rate::RateLimiter;
 use crate::staged::Key;
 use crate::upstream::{SourceId, Upstream};
 use crate::window::{self, MAX_REQUEST, Neighbours};
 use request::{Load, Request};
+use room::{Granted, Room, kib};
 
-/// A semaphore counts in KiB, to stay within 32 bits.
-const KIB: u64 = 1 << 10;
+/// Seconds' worth of bytes that one image may have on their way of the room that all images share, of those that nobody waits for. That
+/// keeps any link busy; and a source that drips soon has nothing but the image's own room.
+const SECONDS_IN_FLIGHT: u64 = 2;
 
 /// How often a chunk is fetched whose bytes turn out wrong before its readers are told, beyond once from each source: three times
 /// from a single one. What a cable or proxy did once it seldom does three times; a blob that is damaged where it lies stays so.
@@ -49,8 +52,10 @@ pub(crate) struct Fetcher {
     /// Tells its chunks from other images'.
     number: u64,
     bounds: Bounds,
-    /// Room for what readers wait for: each image's own, so that one whose answers stall keeps no other waiting.
-    demanded: Arc<Semaphore>,
+    /// Room for bytes in flight, for each [`Priority`].
+    rooms: [Room; Priority::ALL.len()],
+    /// Requests of the prefetch list that were given up so far.
+    missed: AtomicU64,
     neighbours: Neighbours,
     rate: RateLimiter,
     demand: Demand,
@@ -91,8 +96,9 @@ impl Fetcher {
             upstream,
             runtime,
             number: NEXT.fetch_add(1, Ordering::Relaxed),
+            rooms: bounds.rooms(),
+            missed: AtomicU64::new(0),
             bounds,
-            demanded: Arc::new(Semaphore::new(IN_FLIGHT_KIB[Priority::Demand as usize] as usize)),
             neighbours: Neighbours::default(),
             rate,
             demand: Demand { running: AtomicU32::new(0), last: Mutex::new(Instant::now()) },
@@ -153,12 +159,12 @@ impl Fetcher {
         let (wanted, stored) = (claim.chunks(), claim.stored()?);
         self.neighbours.wanted(stored);
         let mut load = Load::new(&self.metrics, Priority::Demand, stored);
-        if let Some((room, permit)) = self.spare_room(claim.blob(), claim.weight()?) {
+        if let Some((room, granted)) = self.spare_room(claim.blob(), claim.weight()?) {
             let before = room / BEFORE;
             claim.widen(before, room - before, |chunk| self.bounds.staged.has(self.key(chunk)))?;
             let brought = claim.stored()? - stored;
             self.neighbours.brought(brought);
-            load.add(&self.metrics, Priority::Ahead, brought, permit);
+            load.add(&self.metrics, Priority::Ahead, brought, granted);
         }
         let fetcher = Arc::clone(self);
         self.runtime.spawn(async move {
@@ -168,14 +174,14 @@ impl Fetcher {
     }
 
     /// What neighbours may count for that come along with a miss which counts for so much, if there is room for them now.
-    fn spare_room(&self, blob: &Blob, weight: u64) -> Option<(u64, OwnedSemaphorePermit)> {
+    fn spare_room(&self, blob: &Blob, weight: u64) -> Option<(u64, Granted)> {
         let room = self.neighbours.window(&self.upstream.speed()).saturating_sub(weight);
         if room == 0 || !blob.has_room() {
             return None;
         }
-        let permit =
-            Arc::clone(&self.bounds.in_flight[Priority::Ahead as usize]).try_acquire_many_owned(kib(room)).ok()?;
-        self.rate.try_admit(room).then_some((room, permit))
+        let granted = self.rooms[Priority::Ahead as usize].try_take(room, self.allowed())?;
+        let room = room.min(granted.bytes());
+        self.rate.try_admit(room).then_some((room, granted))
     }
 
     /// Fetches ahead what lies in a range of the blob's stored bytes, in a few parallel requests.
@@ -205,14 +211,17 @@ impl Fetcher {
         let limit = window::request_bytes(&self.upstream.speed());
         let (eager, mut rest): (Arc<[Range<u32>]>, _) = (eager.into(), chunks);
         while !rest.is_empty() {
-            let part = blob.first_part(&rest, limit)?;
-            rest.start = part.end;
+            let mut part = blob.first_part(&rest, limit)?;
             // A long row of chunks that are all there has nothing else to wait for.
             tokio::task::yield_now().await;
-            let permit = self.admit(priority, blob.weight(&part)?).await.map(Arc::new);
-            if !blob.has_room() {
-                return Ok(());
+            let weight = blob.weight(&part)?;
+            let granted = self.rooms[priority as usize].take(weight, self.allowed()).await;
+            let Some(granted) = granted.filter(|_| blob.has_room()) else { return Ok(()) };
+            if granted.bytes() < weight {
+                part = blob.first_part(&part, granted.bytes())?;
             }
+            rest.start = part.end;
+            let granted = Arc::new(granted);
             let bytes = self.absent_bytes(blob, part.clone())?;
             if bytes > 0 {
                 self.rate.admit(bytes).await;
@@ -221,7 +230,7 @@ impl Fetcher {
                 for absent in self.decode_staged(claim, priority)? {
                     let bytes = absent.stored()?;
                     let mut load = Load::new(&self.metrics, priority, bytes);
-                    load.hold(permit.clone());
+                    load.hold(Some(Arc::clone(&granted)));
                     let request = Request::new(absent, priority, Arc::clone(&eager), load);
                     let fetcher = Arc::clone(self);
                     self.runtime.spawn(async move { fetcher.run(request).await });
@@ -279,20 +288,25 @@ impl Fetcher {
         Ok(absent)
     }
 
-    /// Waits until there is room for what counts for so much. `None` only when the mount ends.
-    async fn admit(&self, priority: Priority, weight: u64) -> Option<OwnedSemaphorePermit> {
-        let most = IN_FLIGHT_KIB[priority as usize];
-        let room = match priority {
-            Priority::Demand => &self.demanded,
-            _ => &self.bounds.in_flight[priority as usize],
-        };
-        Arc::clone(room).acquire_many_owned(kib(weight).min(most)).await.ok()
+    /// Bytes of the shared room that the image may have in flight for each priority.
+    fn allowed(&self) -> u64 {
+        self.upstream.speed().bytes_per_second.saturating_mul(SECONDS_IN_FLIGHT)
+    }
+
+    /// Waits until there is room to decode so many stored bytes, which are there and which somebody waits for.
+    async fn room_to_decode(&self, stored: u64) -> Option<Arc<Granted>> {
+        self.rooms[Priority::Demand as usize].take(stored, DEMANDED).await.map(Arc::new)
+    }
+
+    /// How many requests of the prefetch list were given up so far.
+    pub(crate) fn missed(&self) -> u64 {
+        self.missed.load(Ordering::Relaxed)
     }
 
     fn decode(&self, job: Job) {
         let chunk = job.claim.chunks().start;
         let flight = job.claim.blob().flights_of(chunk..chunk + 1).pop();
-        self.bounds.pool.submit(job.priority, flight, move |worker| job.run(worker));
+        self.bounds.pool.submit(job.priority, self.number, flight, move |worker| job.run(worker));
     }
 
     /// Decodes a chunk whose bytes were staged, and so are of no answer under way.
@@ -328,7 +342,7 @@ impl Fetcher {
                     // What waits for the network never holds of this, so that decoding alone paces it.
                     let room = kib(weight(bytes.len() as u64, 1));
                     let permit = Arc::clone(&self.bounds.surplus).acquire_many_owned(room).await;
-                    load.hold(permit.ok().map(Arc::new));
+                    load.hold(permit.ok().map(|permit| Arc::new(Granted::of(permit))));
                     fetcher.decode_at_hand(claim, bytes, Priority::Fill, load);
                 }
             }
@@ -378,7 +392,7 @@ struct Job {
     attempt: Attempt,
     /// Gives the bytes' room back when the last job of a request is done.
     load: Arc<Load>,
-    _room: Option<Arc<OwnedSemaphorePermit>>,
+    _room: Option<Arc<Granted>>,
 }
 
 impl Job {
@@ -410,8 +424,4 @@ fn cut(mut claim: Claim, limit: u64) -> Result<Vec<Claim>, Arc<ReadError>> {
         parts.push(claim.split_to(part.end));
     }
     Ok(parts)
-}
-
-fn kib(bytes: u64) -> u32 {
-    u32::try_from(bytes.div_ceil(KIB)).unwrap_or(u32::MAX)
 }

@@ -98,6 +98,8 @@ metrics! {
         source_up: BySource<kinds::Up> = "lazo_source_up";
         /// Second requests for the same bytes, made here because another source was slower than usual.
         source_hedged: BySource<Counter> = "lazo_source_hedged_total";
+        /// Answers to requests that nobody waited for, given up as too few bytes a second came. What they did not bring is tried again later.
+        source_slow: BySource<Counter> = "lazo_source_slow_total";
         /// Chunks from a source whose bytes did not match the chunk index. They were fetched again, and reached nobody.
         wrong_chunks: BySource<Counter> = "lazo_wrong_chunks_total";
         /// Times that the outage limit of a blob ran out, so that its readers got an I/O error.
@@ -183,6 +185,7 @@ impl Metrics {
             first_byte: self.source_first_byte.get(name),
             up: Standing::new(&self.source_up, name),
             hedged: self.source_hedged.get(name),
+            slow: self.source_slow.get(name),
             wrong_chunks: self.wrong_chunks.get(name),
             errors: self.source_errors.clone(),
             name: name.into(),
@@ -226,6 +229,7 @@ pub struct SourceMetrics {
     pub first_byte: Seconds,
     pub up: Standing,
     pub hedged: Counter,
+    pub slow: Counter,
     pub wrong_chunks: Counter,
     errors: BySourceAndKind<Counter>,
     name: Arc<str>,

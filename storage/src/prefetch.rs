@@ -40,6 +40,10 @@ const LOOK: u32 = 64 << 10;
 /// How long to leave a source alone that could not be had, or a cache that is full, in the background.
 const PAUSE: Duration = Duration::from_secs(30);
 
+/// How often the prefetch list is gone through again for what sources did not give. The pause before it doubles each time, so that the last
+/// time is after half an hour; what is missing then comes when it is read.
+const MAX_AGAIN: u32 = 6;
+
 /// Some chunks of the prefetch list.
 struct Listed {
     blob: BlobIndex,
@@ -55,30 +59,19 @@ impl Reader {
         }
         let reader = Arc::downgrade(self);
         let task = self.runtime.spawn(async move {
-            // Held for one batch only, so that the reader can go meanwhile.
-            let mut next = 0;
-            while let Some(reader) = reader.upgrade() {
-                // A list whose chunks are all there has nothing else to wait for.
-                tokio::task::yield_now().await;
-                if !reader.cache.has_room() {
-                    drop(reader);
-                    tokio::time::sleep(PAUSE).await;
-                    continue;
-                }
-                match reader.prefetch_batch(next).await {
-                    Ok(Some(end)) => next = end,
-                    Ok(None) => {
-                        reader.prefetched.get_or_init(|| Counted::new(&reader.metrics.prefetch_complete));
-                        break;
-                    }
-                    Err(error) => {
-                        tracing::warn!(error = &*error as &dyn std::error::Error, "the prefetch list is given up");
-                        break;
-                    }
-                }
-            }
+            hints(&reader).await;
             if prefetch == Prefetch::All {
-                fill(reader).await;
+                // It comes by what is missing of the list as well.
+                return fill(reader).await;
+            }
+            let mut missed = 0;
+            for again in 0..MAX_AGAIN {
+                tokio::time::sleep(PAUSE * 2_u32.pow(again)).await;
+                let Some(now) = reader.upgrade().map(|reader| reader.fetcher.missed()) else { return };
+                if std::mem::replace(&mut missed, now) == now {
+                    return;
+                }
+                hints(&reader).await;
             }
         });
         let mut running = self.background.lock().unwrap_or_else(PoisonError::into_inner);
@@ -93,7 +86,9 @@ impl Reader {
         for range in self.index.prefetch_from(first) {
             let listed = self.listed(range)?;
             weighs += weight(listed.stored.end - listed.stored.start, listed.chunks.len() as u64);
-            self.metrics.prefetch_chunks.inc_by(listed.chunks.len() as u64);
+            if self.prefetched.get().is_none() {
+                self.metrics.prefetch_chunks.inc_by(listed.chunks.len() as u64);
+            }
             batch.push(listed);
             next += 1;
             if weighs >= BATCH {
@@ -173,6 +168,32 @@ fn merge(batch: Vec<Listed>, gap: u64) -> Vec<(BlobIndex, Range<u32>, Vec<Range<
     }
     runs.sort_by_key(|(first, ..)| *first);
     runs.into_iter().map(|(_, run, parts)| (run.blob, run.chunks, parts)).collect()
+}
+
+/// Asks for all that the prefetch list names and that is neither here nor on its way.
+async fn hints(reader: &Weak<Reader>) {
+    let mut next = 0;
+    // Held for one batch only, so that the reader can go meanwhile.
+    while let Some(reader) = reader.upgrade() {
+        // A list whose chunks are all there has nothing else to wait for.
+        tokio::task::yield_now().await;
+        if !reader.cache.has_room() {
+            drop(reader);
+            tokio::time::sleep(PAUSE).await;
+            continue;
+        }
+        match reader.prefetch_batch(next).await {
+            Ok(Some(end)) => next = end,
+            Ok(None) => {
+                reader.prefetched.get_or_init(|| Counted::new(&reader.metrics.prefetch_complete));
+                return;
+            }
+            Err(error) => {
+                tracing::warn!(error = &*error as &dyn std::error::Error, "the prefetch list is given up");
+                return;
+            }
+        }
+    }
 }
 
 /// Fetches the whole image, a part at a time, whenever no reader waits for anything. Ends when all of it is there, or with the reader.

@@ -4,6 +4,7 @@
 mod costs;
 mod leaving;
 mod sealing;
+mod sharing;
 
 use std::collections::VecDeque;
 use std::fs::OpenOptions;
@@ -182,6 +183,8 @@ enum Trick {
     Refuse,
     /// No answer ever.
     Hang,
+    /// A byte each time that so long has passed.
+    Drip(Duration),
     /// One bit of the byte at this offset of the reply is wrong.
     Flip(usize),
     Cut,
@@ -224,11 +227,15 @@ impl BlobSource for Registry {
         self.requests.lock().unwrap().push(range.clone());
         let bytes = self.blob.slice(range.start as usize..range.end as usize);
         let trick = self.script.lock().unwrap().pop_front();
+        let (piece, pause) = match &trick {
+            Some(Trick::Drip(every)) => (1, Some(*every)),
+            _ => (PIECE, None),
+        };
         Box::pin(async move {
             // Long enough for others to join.
             tokio::time::sleep(Duration::from_millis(3)).await;
             let bytes = match trick {
-                None => Ok(bytes),
+                None | Some(Trick::Drip(_)) => Ok(bytes),
                 Some(Trick::Refuse) => Err(SourceError::new(ErrorKind::Unreachable, "connection refused")),
                 Some(Trick::Hang) => std::future::pending().await,
                 Some(Trick::Cut) => Ok(bytes.slice(..bytes.len() - 1)),
@@ -239,9 +246,12 @@ impl BlobSource for Registry {
                 }
             }?;
             // In pieces, as from a network.
-            let pieces = stream::unfold(bytes, |mut rest| async move {
-                tokio::task::yield_now().await;
-                let piece = rest.split_to(rest.len().min(PIECE));
+            let pieces = stream::unfold(bytes, move |mut rest| async move {
+                match pause {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => tokio::task::yield_now().await,
+                }
+                let piece = rest.split_to(rest.len().min(piece));
                 (!piece.is_empty()).then_some((Ok(piece), rest))
             });
             Ok(pieces.boxed())

@@ -20,6 +20,7 @@ mod body;
 mod error;
 mod gate;
 mod meter;
+pub(crate) mod pace;
 mod request;
 #[cfg(test)]
 mod tests;
@@ -83,6 +84,9 @@ impl Default for Policy {
     }
 }
 
+/// How often the log says that an image's sources are too slow.
+const TELL_SLOW: Duration = Duration::from_secs(60);
+
 /// The sources of one mount.
 #[derive(Clone)]
 pub struct Upstream(Arc<Shared>);
@@ -95,6 +99,8 @@ struct Shared {
     /// Something happened that those who wait, for a source or to hedge, should look at.
     changed: Notify,
     metrics: Arc<Metrics>,
+    /// When the log last said that something came too slowly.
+    slow_told: Mutex<Option<Instant>>,
 }
 
 /// A source and what is measured of it.
@@ -130,7 +136,8 @@ impl Upstream {
         };
         let sources: Box<[_]> = sources.into_iter().map(named).collect();
         let board = Mutex::new(Board::new(sources.len(), &policy));
-        Self(Arc::new(Shared { sources, policy, board, changed: Notify::new(), metrics }))
+        let (changed, slow_told) = (Notify::new(), Mutex::default());
+        Self(Arc::new(Shared { sources, policy, board, changed, metrics, slow_told }))
     }
 
     /// Opens a range of a blob at the best source, but at none of `avoid`: those whose bytes for this range were wrong.
@@ -238,6 +245,19 @@ impl Shared {
         let named = self.named(source);
         let error = error as &dyn std::error::Error;
         tracing::warn!(source = %named.name, error, ?pause, "a source failed; it is left alone until a probe succeeds");
+    }
+
+    /// An answer was given up as it came too slowly; nobody waited for it.
+    fn too_slow(&self, source: SourceId, blob: Digest) {
+        let named = self.named(source);
+        named.metrics.slow.inc();
+        let now = Instant::now();
+        let mut told = self.slow_told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| now - told >= TELL_SLOW) {
+            *told = Some(now);
+            let least = pace::LEAST_AHEAD;
+            tracing::warn!(source = %named.name, %blob, least, "what is fetched ahead comes too slowly; it is left for later");
+        }
     }
 
     fn back(&self, source: SourceId, tell: bool) {

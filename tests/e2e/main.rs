@@ -8,6 +8,7 @@ mod costs;
 mod crash;
 mod daemon;
 mod demo;
+mod fairness;
 mod faults;
 mod hostile;
 mod interop;

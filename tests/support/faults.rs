@@ -30,6 +30,8 @@ use link::Link;
 
 /// As many bytes per second as there are: no limit.
 const UNLIMITED: u64 = u64::MAX;
+/// How long may pass until requests come that have to come.
+const HIT_LIMIT: Duration = Duration::from_secs(30);
 /// Threads of a proxy: one to take from the server while the other gives to clients.
 const THREADS: usize = 2;
 
@@ -48,6 +50,8 @@ pub(crate) enum Fault {
     Cut(u64),
     /// So many bytes of the body; the rest when the fault is lifted.
     Stall(u64),
+    /// So many bytes of the body; then one byte each time that so long has passed, until the fault is lifted.
+    Drip(u64, Duration),
     /// The byte at this offset of the blob is another.
     Flip(u64),
     /// No byte of the body is right.
@@ -66,6 +70,8 @@ pub(crate) enum Target {
     All,
     /// GET of any blob; with a Range header, as reads of a mount have.
     Blobs,
+    /// Manifests and indexes.
+    Manifests,
     /// Paths that contain this, such as a digest.
     Path(String),
 }
@@ -75,6 +81,7 @@ impl Target {
         match self {
             Self::All => true,
             Self::Blobs => request.is_blob_range(),
+            Self::Manifests => request.path.contains("/manifests/"),
             Self::Path(part) => request.path.contains(part),
         }
     }
@@ -267,6 +274,15 @@ impl Proxy {
         let milliseconds =
             validity.map_or(0, |validity| u64::try_from(validity.as_millis()).unwrap_or(u64::MAX).max(1));
         self.shared.signed_for.store(milliseconds, Ordering::Relaxed);
+    }
+
+    /// Waits until faults have hit so many requests.
+    pub(crate) fn wait_for_hits(&self, hits: u64) {
+        let begin = Instant::now();
+        while self.hits() < hits {
+            assert!(begin.elapsed() < HIT_LIMIT, "{} of {hits} requests were hit", self.hits());
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// How many requests faults have hit so far; one that hangs is hit each time that the faults change.

@@ -21,7 +21,6 @@ pub(crate) struct Machine<'a> {
     scratch: &'a Scratch,
     boot: Child,
     init: Pid,
-    root: PathBuf,
 }
 
 impl<'a> Machine<'a> {
@@ -54,7 +53,7 @@ impl<'a> Machine<'a> {
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
             (name.trim() == "systemd").then(|| Pid::from_raw(pid)).flatten()
         });
-        let machine = Self { scratch, boot, init, root };
+        let machine = Self { scratch, boot, init };
         until("systemd is up", || {
             let state = output_of(&mut machine.command("systemctl", ["is-system-running"])).stdout;
             matches!(String::from_utf8_lossy(&state).trim(), "running" | "degraded").then_some(())

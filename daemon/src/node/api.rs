@@ -2,7 +2,7 @@
 //!
 //! Whoever can connect can neither hold memory nor threads: connections, requests under way, and the length of and the time for
 //! each request are bounded. What waits for an image's registry is bounded apart from the rest, so that images which cannot be
-//! had do not keep anybody from looking, nor from unmounting.
+//! had do not keep anybody from looking, nor from unmounting, nor from mounting an image whose files are at hand.
 
 mod peer;
 #[cfg(test)]
@@ -28,7 +28,7 @@ use lazo_storage::metrics::{CONTENT_TYPE as METRICS_TYPE, Metrics};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
 use super::protocol::{
     API_VERSION, ApiError, ErrorKind, Health, ImageInfo, MountInfo, MountRequest, PruneRequest, ReleaseRequest,
@@ -45,14 +45,21 @@ const MAX_CONNECTIONS: usize = 512;
 /// Connections of those who may not use the API, at a time, for as long as they are told so; more are closed at once.
 const MAX_STRANGERS: usize = 8;
 
-/// Mounts that are being made, prunes and upgrades at a time; others wait. Each may hold a request to a registry.
+/// Mounts of images whose files are at hand, prunes and upgrades at a time; others wait. None of them waits for a registry.
 const MAX_CHANGES: usize = 64;
+
+/// Mounts of images by their names at a time. Each may wait for a registry, so those on top are refused rather than kept waiting:
+/// a quarter of the connections is left to all others.
+const MAX_NAMED: usize = MAX_CONNECTIONS - 128;
 
 /// Unmounts and answers being made at a time; others wait. All of them are short.
 const MAX_VIEWS: usize = 64;
 
-/// Longest body of a request, bytes. A mount request with a hundred sources has 10 KB.
+/// Longest body of a request, bytes: a list of blobs to release has 75 for each.
 const MAX_BODY: usize = 256 << 10;
+
+/// Longest body of a request for a mount, bytes, as hundreds of them may wait for their images. One with a hundred sources has 10 KB.
+const MAX_MOUNT: usize = 64 << 10;
 
 /// Bytes of a request's head, and of what a connection buffers.
 const MAX_HEAD: usize = 16 << 10;
@@ -68,8 +75,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the API shows and changes.
 pub(super) trait Node: Send + Sync + 'static {
-    /// Mounts an image. All paths were checked to be absolute and without `..`. It is never given up half-way: when nobody waits
-    /// for the answer any more, the mount is made and then ended.
+    /// Mounts an image. All paths were checked to be absolute and without `..`. When nobody waits for the answer any more and this is
+    /// dropped, the mount is either not made, or made and then ended.
     fn mount(&self, request: MountRequest) -> impl Future<Output = Result<MountInfo, ApiError>> + Send;
 
     /// Begins to prepare for an image.
@@ -104,7 +111,26 @@ pub(super) trait Node: Send + Sync + 'static {
 #[derive(Debug)]
 struct Room {
     changes: Semaphore,
+    named: Semaphore,
     views: Semaphore,
+}
+
+impl Room {
+    fn new() -> Self {
+        let [changes, named, views] = [MAX_CHANGES, MAX_NAMED, MAX_VIEWS].map(Semaphore::new);
+        Self { changes, named, views }
+    }
+
+    /// Room for a mount.
+    async fn mount(&self, request: &MountRequest) -> Result<SemaphorePermit<'_>, ApiError> {
+        if request.files.is_some() {
+            return self.changes.acquire().await.map_err(internal);
+        }
+        self.named.try_acquire().map_err(|_| {
+            let text = format!("{MAX_NAMED} mounts wait for their images' registries already; try again later");
+            ApiError::new(ErrorKind::Unavailable, text)
+        })
+    }
 }
 
 /// Answers at a socket until it is dropped.
@@ -115,7 +141,7 @@ pub(super) async fn serve<N: Node>(listener: StdUnixListener, access: Access, no
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
     let (connections, strangers) = (Arc::new(Semaphore::new(MAX_CONNECTIONS)), Arc::new(Semaphore::new(MAX_STRANGERS)));
-    let room = Arc::new(Room { changes: Semaphore::new(MAX_CHANGES), views: Semaphore::new(MAX_VIEWS) });
+    let room = Arc::new(Room::new());
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -197,8 +223,12 @@ async fn respond<N: Node>(
     }
     match (&head.method, path) {
         (&Method::POST, "/v1/mounts") => {
-            let _permit = room.changes.acquire().await.map_err(internal)?;
-            json(&mount(MountRequest { user, ..read(body).await? }, node).await?)
+            let request = {
+                let _permit = room.views.acquire().await.map_err(internal)?;
+                read_up_to(MAX_MOUNT, body).await?
+            };
+            let _permit = room.mount(&request).await?;
+            json(&mount(MountRequest { user, ..request }, node).await?)
         }
         (&Method::DELETE, _) => {
             let _permit = room.views.acquire().await.map_err(internal)?;
@@ -263,11 +293,15 @@ async fn show<N: Node>(path: &str, node: &Arc<N>) -> Result<Answer, ApiError> {
 
 async fn mount<N: Node>(request: MountRequest, node: &Arc<N>) -> Result<MountInfo, ApiError> {
     check(&request)?;
-    let (sender, receiver) = oneshot::channel();
+    let (mut sender, receiver) = oneshot::channel();
     let node = Arc::clone(node);
     tokio::spawn(async move {
+        let made = tokio::select! {
+            made = node.mount(request) => made,
+            () = sender.closed() => return,
+        };
         // Nobody waits any more: nobody would ever end the mount.
-        if let Err(Ok(info)) = sender.send(node.mount(request).await) {
+        if let Err(Ok(info)) = sender.send(made) {
             let MountInfo { mount_point, .. } = info;
             tracing::info!(mount_point = %mount_point.display(), "who asked for a mount has gone; it is ended again");
             if let Err(error) = node.umount(mount_point, true).await {
@@ -294,11 +328,15 @@ async fn blocking<T: Send + 'static>(
 }
 
 async fn read<T: DeserializeOwned>(body: Incoming) -> Result<T, ApiError> {
+    read_up_to(MAX_BODY, body).await
+}
+
+async fn read_up_to<T: DeserializeOwned>(most: usize, body: Incoming) -> Result<T, ApiError> {
     let invalid = |error: String| ApiError::new(ErrorKind::Invalid, error);
-    let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await;
+    let body = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, most).collect()).await;
     let body = body.map_err(|_| invalid("the request did not come in time".to_owned()))?;
     let body = body.map_err(|error| match error.downcast_ref::<LengthLimitError>() {
-        Some(_) => ApiError::new(ErrorKind::TooLong, format!("a request has at most {MAX_BODY} bytes")),
+        Some(_) => ApiError::new(ErrorKind::TooLong, format!("this request has at most {most} bytes")),
         None => invalid(format!("the request broke off: {error}")),
     })?;
     let body = body.to_bytes();

@@ -107,6 +107,9 @@ settings! {
     sources: Vec<String> = Vec::new(), default "[]";
     /// Talk plain HTTP to registries. Loopback hosts are talked to so in any case.
     plain_http: bool = false, default "false";
+    /// Follow redirects that others could forge: from https to plain http, and from a plain-HTTP host to another host. Content is
+    /// verified in any case; what is at stake is which servers this machine asks. A hosts.toml can say so for one host.
+    insecure_redirects: bool = false, default "false";
     /// CA certificates (PEM files) to trust besides the system's.
     ca: Vec<PathBuf> = Vec::new(), default "[]";
     /// Registry credentials, in the format of docker's config.json, read anew when they are needed. If not set:
@@ -212,6 +215,7 @@ impl Config {
     pub fn registry_options(&self) -> Options {
         Options {
             plain_http: self.plain_http,
+            insecure_redirects: self.insecure_redirects,
             extra_ca: self.ca.clone(),
             auth_file: self.authfile.clone(),
             kept_auth_file: Some(self.state_dir.join(CREDENTIALS)),

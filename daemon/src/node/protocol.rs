@@ -379,7 +379,7 @@ pub enum ErrorKind {
     Unsupported,
     /// 502. The image cannot be had or is not right.
     Image,
-    /// 503. Not now: the daemon is starting, ending or being upgraded.
+    /// 503. Not now: the daemon is starting, ending or being upgraded, or has too much of this kind to do.
     Unavailable,
     /// 500. Anything else.
     #[serde(other)]

@@ -8,6 +8,7 @@
 //! mounts   images and mounts made and ended, by orders to the mounter
 //! ending   what becomes of mounts and readers when the daemon is told to end
 //! restore  what an earlier worker served
+//! shares   room that no one registry can take all of
 //! ```
 //! No thread of this process looks at a file of a mount that it serves: killed while it waits for itself, it would stay,
 //! and no other worker could take its place.
@@ -18,6 +19,7 @@ mod image;
 mod keeper;
 mod mounts;
 mod restore;
+mod shares;
 mod state;
 
 use std::collections::BTreeMap;
@@ -35,7 +37,7 @@ use lazo_storage::metrics::Metrics;
 use lazo_storage::{Bounds, SourceSpec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::endpoint::{Endpoint, MetricsAddr};
 use crate::error::{Error, Result};
@@ -53,17 +55,31 @@ use blobs::Slots;
 use ending::End;
 use keeper::{Keeper, Wish};
 use mounts::{Mount, Tables};
+use shares::Shares;
 use state::{MountRecord, State};
 
 /// Threads for what blocks: looking up names of hosts, opening images, searching a path for the log. They begin when they are needed, and
-/// end when they are not; so many may hang on a dead file server.
-const BLOCKING_THREADS: usize = 64;
+/// end when they are not. Most of them wait, for a registry or a file server, and one that waits takes some 30 KB of memory. Two for
+/// each image that may be opened, as it may need a second one, and 64 for readers.
+const BLOCKING_THREADS: usize = 2 * (MAX_NAMED + MAX_LOCAL + MAX_AT_HAND) + 64;
 
-/// Images opened at a time; others wait. Each takes one of the threads for what blocks, and may need another.
-const MAX_OPENING: usize = BLOCKING_THREADS / 2 - 8;
+/// Images of registries that are opened by their names at a time, and those of one registry among them; others wait. Each takes one of
+/// the threads for what blocks until its registry has given manifest, config and bootstrap layer. A dozen registries that give nothing
+/// must come together before another one's image waits, and then it waits no longer than until one of them is given up.
+const MAX_NAMED: usize = 160;
+const MAX_NAMED_OF_A_PLACE: usize = 12;
 
-/// Images prepared for at a time; what comes on top is left out, as it can be.
+/// The same for layouts and archives, which may lie on a file server that hangs.
+const MAX_LOCAL: usize = 24;
+const MAX_LOCAL_OF_A_PLACE: usize = 4;
+
+/// Images that are opened from files at hand: those whose bootstrap layer somebody has unpacked, and those that were mounted before.
+const MAX_AT_HAND: usize = 32;
+const MAX_AT_HAND_OF_A_PLACE: usize = 16;
+
+/// Images prepared for at a time, and those of one registry; what comes on top is left out, as it can be.
 const MAX_WARMING: usize = 16;
+const MAX_WARMING_OF_A_PLACE: usize = 4;
 
 /// Exit code of a worker that has ended what it served: no other one is to take its place. One that was replaced exits with 0.
 pub(super) const ENDED: i32 = 3;
@@ -90,10 +106,14 @@ struct Worker {
     keeper: Keeper,
     mounter: Mounter,
     state: State,
-    /// Room for images that are being opened.
-    opening: Semaphore,
+    /// Room for registries' images that are being opened by their names.
+    named: Shares,
+    /// Room for layouts and archives.
+    local: Shares,
+    /// Room for those whose files are at hand.
+    at_hand: Shares,
     /// Room for those that are being prepared for.
-    warming: Arc<Semaphore>,
+    warming: Shares,
     slots: Arc<Slots>,
     tables: Mutex<Tables>,
     /// Why EROFS cannot be used, if so.
@@ -226,8 +246,10 @@ impl Worker {
             keeper,
             mounter,
             state,
-            opening: Semaphore::new(MAX_OPENING),
-            warming: Arc::new(Semaphore::new(MAX_WARMING)),
+            named: Shares::new(MAX_NAMED, MAX_NAMED_OF_A_PLACE),
+            local: Shares::new(MAX_LOCAL, MAX_LOCAL_OF_A_PLACE),
+            at_hand: Shares::new(MAX_AT_HAND, MAX_AT_HAND_OF_A_PLACE),
+            warming: Shares::new(MAX_WARMING, MAX_WARMING_OF_A_PLACE),
             slots: Arc::default(),
             tables: Mutex::default(),
             erofs: OnceLock::new(),

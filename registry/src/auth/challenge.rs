@@ -5,21 +5,40 @@ use reqwest::header::{HeaderMap, WWW_AUTHENTICATE};
 /// Most characters looked at; real challenges have some hundred.
 const MAX_CHALLENGE: usize = 8192;
 
-/// A way to authenticate that is known here.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Challenge {
-    /// User name and password with each request.
-    Basic,
+/// The ways to authenticate that an answer offers and that are known here; at least one. A token comes before a password.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Challenges {
     /// A token from a token server.
-    Bearer { realm: String, service: Option<String>, scope: Option<String> },
+    pub(crate) bearer: Option<Bearer>,
+    /// User name and password with each request.
+    pub(crate) basic: bool,
 }
 
-/// The strongest known challenge of an answer: Bearer before Basic.
-pub(crate) fn strongest(headers: &HeaderMap) -> Option<Challenge> {
+/// Where tokens come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Bearer {
+    pub(crate) realm: String,
+    pub(crate) service: Option<String>,
+    pub(crate) scope: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Challenge {
+    Basic,
+    Bearer(Bearer),
+}
+
+/// The known challenges of an answer; of several token servers the first.
+pub(crate) fn known(headers: &HeaderMap) -> Option<Challenges> {
     let values = headers.get_all(WWW_AUTHENTICATE).iter().filter_map(|v| v.to_str().ok());
-    let all: Vec<Challenge> = values.flat_map(parse).collect();
-    let bearer = all.iter().find(|c| matches!(c, Challenge::Bearer { .. })).cloned();
-    bearer.or_else(|| all.into_iter().next())
+    let mut found = Challenges::default();
+    for challenge in values.flat_map(parse) {
+        match challenge {
+            Challenge::Basic => found.basic = true,
+            Challenge::Bearer(bearer) => found.bearer = found.bearer.or(Some(bearer)),
+        }
+    }
+    (found != Challenges::default()).then_some(found)
 }
 
 /// The known challenges of one header value.
@@ -41,7 +60,7 @@ fn parse(value: &str) -> Vec<Challenge> {
         } else if scheme.eq_ignore_ascii_case("bearer")
             && let Some(realm) = get("realm")
         {
-            found.push(Challenge::Bearer { realm, service: get("service"), scope: get("scope") });
+            found.push(Challenge::Bearer(Bearer { realm, service: get("service"), scope: get("scope") }));
         }
     }
 }
@@ -86,7 +105,7 @@ mod tests {
 
     fn bearer(realm: &str, service: Option<&str>, scope: Option<&str>) -> Challenge {
         let own = |s: Option<&str>| s.map(str::to_owned);
-        Challenge::Bearer { realm: realm.to_owned(), service: own(service), scope: own(scope) }
+        Challenge::Bearer(Bearer { realm: realm.to_owned(), service: own(service), scope: own(scope) })
     }
 
     #[test]
@@ -114,11 +133,15 @@ mod tests {
     }
 
     #[test]
-    fn prefers_tokens() {
+    fn keeps_what_is_offered_beside_a_token() {
         let mut headers = HeaderMap::new();
         headers.append(WWW_AUTHENTICATE, "Basic realm=\"x\"".parse().unwrap());
         headers.append(WWW_AUTHENTICATE, "Bearer realm=\"r\"".parse().unwrap());
-        assert_eq!(strongest(&headers), Some(bearer("r", None, None)));
-        assert_eq!(strongest(&HeaderMap::new()), None);
+        let bearer = Some(Bearer { realm: "r".to_owned(), service: None, scope: None });
+        assert_eq!(known(&headers), Some(Challenges { bearer, basic: true }));
+        headers.remove(WWW_AUTHENTICATE);
+        assert_eq!(known(&headers), None);
+        headers.append(WWW_AUTHENTICATE, "Basic realm=\"x\"".parse().unwrap());
+        assert_eq!(known(&headers), Some(Challenges { bearer: None, basic: true }));
     }
 }

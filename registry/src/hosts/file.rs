@@ -10,6 +10,7 @@ use toml::{Table, Value};
 
 use super::{Abilities, HostConfig, Server};
 use crate::{
+    http::redirect::INSECURE_REDIRECTS,
     reference::{DOCKER_HUB, DOCKER_HUB_API},
     shared::Identity,
 };
@@ -81,6 +82,7 @@ impl Reader<'_> {
                 "ca" => host.ca = self.paths(&key, value)?,
                 "client" => host.identity = self.identity(&key, value)?,
                 "skip_verify" => host.skip_verify = Some(boolean(&key, value)?),
+                INSECURE_REDIRECTS => host.insecure_redirects = Some(boolean(&key, value)?),
                 "header" => host.headers = headers(&key, entries(&key, value)?)?,
                 "override_path" => drop(boolean(&key, value)?),
                 "dial_timeout" => host.dial_timeout = Some(duration(&key, string(&key, value)?)?),

@@ -1,6 +1,9 @@
 //! Whole blobs from a registry and its mirrors, going on where a broken connection ended.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
 
 use bytes::{Buf, Bytes};
 use futures_util::{
@@ -15,7 +18,11 @@ use super::Registry;
 use crate::{
     document::digest_of,
     error::{Error, Result},
-    http::{Backoff, Http, Request},
+    http::{
+        Backoff, Http, Request,
+        pace::Pace,
+        redirect::{Way, is_redirect},
+    },
     repository::Repository,
 };
 
@@ -31,8 +38,9 @@ pub(crate) async fn download(
     let digest = digest_of(descriptor)?;
     let size = descriptor.size();
     let (backoff, senders) = (repository.backoff(), Senders::default());
+    let pace = repository.layer_pace();
     let mut download =
-        Download { repository, digest, size, offset: 0, since: 0, open: None, backoff, senders: senders.clone() };
+        Download { repository, digest, size, offset: 0, since: 0, open: None, pace, backoff, senders: senders.clone() };
     download.connect().await?;
     Ok((stream::try_unfold(download, Download::next).boxed(), senders))
 }
@@ -67,6 +75,8 @@ struct Download {
     /// Where the present connection began.
     since: u64,
     open: Option<Open>,
+    /// Of all connections together, until another host's turn has come.
+    pace: Pace,
     backoff: Backoff,
     senders: Senders,
 }
@@ -86,7 +96,7 @@ impl Download {
                 self.connect().await?;
             }
             let Some(Open { host, response, skip }) = &mut self.open else { return Ok(None) };
-            match host.0.http.chunk(response, &what).await {
+            match host.0.http.paced_chunk(response, &mut self.pace, &what).await {
                 Ok(None) => return Ok(None),
                 Ok(Some(mut chunk)) => {
                     let skipped = usize::try_from(*skip).unwrap_or(usize::MAX).min(chunk.len());
@@ -103,6 +113,12 @@ impl Download {
                         self.backoff.reset();
                     }
                     self.open = None;
+                    if self.pace.left().is_zero() {
+                        if self.repository.fresh_hosts() == 0 {
+                            return Err(error);
+                        }
+                        self.pace = self.repository.layer_pace();
+                    }
                     self.backoff.wait(error).await?;
                 }
             }
@@ -116,12 +132,16 @@ impl Download {
             return Ok(());
         }
         loop {
-            match self.repository.open_blob(&self.digest, self.size, self.offset..self.size).await {
+            let (since, left) = (Instant::now(), self.pace.left());
+            let opened = self.repository.open_blob(&self.digest, self.size, self.offset..self.size, left).await;
+            self.pace.count(since.elapsed(), 0);
+            match opened {
                 Ok((host, response, skip)) => {
                     self.senders.add(&host);
                     self.open = Some(Open { host, response, skip });
                     return Ok(());
                 }
+                Err(error) if self.pace.left().is_zero() => return Err(error),
                 Err(error) => self.backoff.wait(error).await?,
             }
         }
@@ -142,10 +162,11 @@ pub(crate) async fn foreign(
         last = loop {
             match open_foreign(http, url, &what, descriptor.size()).await {
                 Ok(response) => {
-                    let http = http.clone();
-                    let body = stream::try_unfold((response, http, what), |(mut response, http, what)| async move {
-                        let chunk = http.chunk(&mut response, &what).await?;
-                        Ok(chunk.map(|chunk| (chunk, (response, http, what))))
+                    let (http, pace) = (http.clone(), Pace::new(http.options().document_timeout));
+                    let state = (response, http, pace, what);
+                    let body = stream::try_unfold(state, |(mut response, http, mut pace, what)| async move {
+                        let chunk = http.paced_chunk(&mut response, &mut pace, &what).await?;
+                        Ok(chunk.map(|chunk| (chunk, (response, http, pace, what))))
                     });
                     return Ok(body.boxed());
                 }
@@ -162,21 +183,18 @@ pub(crate) async fn foreign(
 
 /// URLs tried for a foreign layer.
 const MAX_URLS: usize = 8;
-/// Redirects followed to it.
-const MAX_FOREIGN_REDIRECTS: usize = 5;
 
 async fn open_foreign(http: &Http, url: &str, what: &str, size: u64) -> Result<Response> {
-    let parse = |text: &str| Url::parse(text).map_err(|e| Error::invalid(what, format_args!("bad URL: {e}")));
-    let mut url = parse(url)?;
-    for _ in 0..=MAX_FOREIGN_REDIRECTS {
-        if !matches!(url.scheme(), "http" | "https") {
-            return Err(Error::invalid(what, format_args!("URL scheme {} is not supported", url.scheme())));
-        }
-        let response = http.send(&Request::get(url.clone(), what), None).await?;
-        if super::is_redirect(response.status()) {
-            let location = response.headers().get(reqwest::header::LOCATION).and_then(|v| v.to_str().ok());
-            let location = location.ok_or_else(|| Error::invalid(what, "redirected to nowhere"))?;
-            url = url.join(location).map_err(|e| Error::invalid(what, format_args!("bad redirect: {e}")))?;
+    let url = Url::parse(url).map_err(|e| Error::invalid(what, format_args!("bad URL: {e}")))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(Error::invalid(what, format_args!("URL scheme {} is not supported", url.scheme())));
+    }
+    // The image's author has named it, who may name the registry's own host.
+    let mut way = Way::foreign(what, url, http.options().insecure_redirects);
+    loop {
+        let response = http.send(&Request::get(way.url().clone(), what).away(true), None).await?;
+        if is_redirect(response.status()) {
+            way.follow(&response)?;
             continue;
         }
         if response.status() != StatusCode::OK {
@@ -187,5 +205,4 @@ async fn open_foreign(http: &Http, url: &str, what: &str, size: u64) -> Result<R
         }
         return Ok(response);
     }
-    Err(Error::invalid(what, format_args!("more than {MAX_FOREIGN_REDIRECTS} redirects")))
 }

@@ -9,13 +9,13 @@ use reqwest::{
     header::{CONTENT_RANGE, CONTENT_TYPE, RANGE},
 };
 
-use super::{Call, Registry, content_digest, location};
+use super::{Call, Registry, content_digest};
 use crate::{
     auth::Scopes,
     destination::Outcome,
     document::Document,
     error::{Error, Result},
-    http::{Backoff, Body},
+    http::{Backoff, Body, redirect},
     section::Section,
 };
 
@@ -121,6 +121,11 @@ impl Registry {
         }
     }
 
+    /// Where an answer to an upload says that it goes on. Another host gets the blob, but no login and nothing else of this one's.
+    fn location(&self, response: &Response, what: &str) -> Result<Url> {
+        redirect::location(response, what, self.0.insecure_redirects)
+    }
+
     /// Opens an upload session, or has the blob mounted.
     async fn begin(&self, what: &str, digest: &Digest, from: Option<&str>) -> Result<Begun> {
         let url = self.url("./blobs/uploads/")?;
@@ -131,13 +136,13 @@ impl Registry {
             let call = Call::new(Method::POST, mount, scopes, what);
             match self.expect(&call, &[StatusCode::CREATED, StatusCode::ACCEPTED]).await {
                 Ok(response) if response.status() == StatusCode::CREATED => return Ok(Begun::Mounted),
-                Ok(response) => return Ok(Begun::At(location(&response, what)?)),
+                Ok(response) => return Ok(Begun::At(self.location(&response, what)?)),
                 // Not every registry mounts, nor for everyone.
                 Err(error) => tracing::debug!(%error, "mounting failed; uploading"),
             }
         }
         let response = self.expect(&Call::new(Method::POST, url, self.push(), what), &[StatusCode::ACCEPTED]).await?;
-        Ok(Begun::At(location(&response, what)?))
+        Ok(Begun::At(self.location(&response, what)?))
     }
 
     async fn transfer(&self, what: &str, url: Url, digest: &Digest, content: &Content) -> Result<()> {
@@ -205,14 +210,14 @@ impl Registry {
             .header(CONTENT_RANGE, &format!("{start}-{}", end - 1))?;
         call.body = body;
         let response = self.expect(&call, &[StatusCode::ACCEPTED, StatusCode::NO_CONTENT]).await?;
-        Ok((location(&response, what)?, stored(&response).unwrap_or(end)))
+        Ok((self.location(&response, what)?, stored(&response).unwrap_or(end)))
     }
 
     /// Asks how far an upload has come.
     async fn upload_status(&self, what: &str, url: Url) -> Result<(Url, u64)> {
         let call = Call::new(Method::GET, url.clone(), self.push(), what);
         let response = self.expect(&call, &[StatusCode::NO_CONTENT, StatusCode::ACCEPTED]).await?;
-        let next = location(&response, what).unwrap_or(url);
+        let next = self.location(&response, what).unwrap_or(url);
         Ok((next, stored(&response).unwrap_or(0)))
     }
 

@@ -171,6 +171,64 @@ async fn many_requests_renew_a_token_once() {
 }
 
 #[tokio::test]
+async fn a_token_server_that_moves_is_found_again() {
+    let (_, data) = blob();
+    let bytes = data.clone();
+    // Tokens of a second, from /old and then from /new.
+    let moved = Arc::new(AtomicUsize::new(0));
+    let now = moved.clone();
+    let server = Server::start(move |seen| {
+        let place = if now.load(Ordering::Relaxed) == 0 { "/old" } else { "/new" };
+        match seen.path.as_str() {
+            path @ ("/old" | "/new") if path == place => {
+                Reply::ok(format!(r#"{{"token":"","access_token":"secret{path}","expires_in":"1"}}"#))
+            }
+            "/old" | "/new" => Reply::status(404),
+            _ if seen.header("authorization") == format!("Bearer secret{place}") => serve(seen, &data),
+            _ => {
+                let realm = format!("Bearer realm=\"http://{}{place}\"", seen.header("host"));
+                Reply::status(401).with("www-authenticate", realm)
+            }
+        }
+    })
+    .await;
+    let source = Source::open(&server.reference("app:1"), &hasty()).await.unwrap();
+    let endpoint = source.endpoints().remove(0);
+    let digest = digest_of(&blob().0).unwrap();
+    range(&endpoint, &digest, BLOB as u64, 0..9).await.unwrap();
+    moved.store(1, Ordering::Relaxed);
+    // Until the token has ended, which nothing announces.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(range(&endpoint, &digest, BLOB as u64, 0..9).await.unwrap(), bytes[..9]);
+    assert_eq!((server.count("GET /old"), server.count("GET /new")), (2, 1));
+}
+
+#[tokio::test]
+async fn a_password_serves_where_the_token_server_gives_nothing() {
+    let (_, data) = blob();
+    let bytes = data.clone();
+    let expected = format!("Basic {}", STANDARD.encode("me:secret-word"));
+    let server = Server::start(move |seen| match seen.path.as_str() {
+        "/token" => Reply::status(404),
+        _ if seen.header("authorization") == expected => serve(seen, &data),
+        _ => {
+            let both = format!("Basic realm=\"r\", Bearer realm=\"http://{}/token\"", seen.header("host"));
+            Reply::status(401).with("www-authenticate", both)
+        }
+    })
+    .await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    keep(file.path(), &server.address.to_string(), password("me", "secret-word"));
+    let options = Options { auth_file: Some(file.path().to_owned()), ..hasty() };
+    let source = Source::open(&server.reference("app:1"), &options).await.unwrap();
+    let endpoint = source.endpoints().remove(0);
+    let digest = digest_of(&blob().0).unwrap();
+    assert_eq!(range(&endpoint, &digest, BLOB as u64, 0..9).await.unwrap(), bytes[..9]);
+    range(&endpoint, &digest, BLOB as u64, 0..9).await.unwrap();
+    assert_eq!(server.count("GET /token"), 1, "it is not asked again");
+}
+
+#[tokio::test]
 async fn a_renewal_outlives_the_request_that_asked_for_it() {
     let (good, refuses) = (Arc::new(AtomicUsize::new(1)), Arc::default());
     let server = numbered(300, good.clone(), refuses).await;

@@ -3,6 +3,7 @@
 
 mod common;
 mod docker_registry;
+mod dripping;
 mod endpoints;
 mod environment;
 mod failures;

@@ -9,7 +9,7 @@ use std::{
 
 use futures_util::future::join_all;
 use lazo_format::Digest;
-use lazo_registry::{Endpoint, Source};
+use lazo_registry::{Endpoint, ErrorKind, Options, Source};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -18,9 +18,10 @@ use tokio::{
 use crate::{
     common::{
         nginx::Nginx,
-        run,
+        read, run,
         server::{Reply, Seen, Server},
     },
+    docker_registry::certificates_for,
     endpoints::range,
     failures::{BLOB, blob, hasty, serve, source},
 };
@@ -224,4 +225,150 @@ async fn outlive_signed_urls(parameter: &'static str) -> usize {
     all().await;
     assert!(server.seen().len() > before);
     nginx.requests().iter().filter(|line| line.contains("\" 410 ") || line.contains("\" 403 ")).count()
+}
+
+/// `server` of a registry that is asked over plain HTTP, through a proxy which plays all hosts.
+async fn through_proxy(settings: &str, handler: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> (Server, Source) {
+    let proxy = Server::start(handler).await;
+    let directory = tempfile::tempdir().unwrap();
+    let own = directory.path().join("plain.invalid");
+    fs::create_dir(&own).unwrap();
+    let text = format!("server = 'http://plain.invalid'\nproxy = 'http://{}'\n{settings}\n", proxy.address);
+    fs::write(own.join("hosts.toml"), text).unwrap();
+    let options = Options { hosts_dir: Some(directory.path().to_owned()), ..hasty() };
+    let source = Source::open(&"docker://plain.invalid/app:1".parse().unwrap(), &options).await.unwrap();
+    (proxy, source)
+}
+
+#[tokio::test]
+async fn plain_http_leads_to_other_hosts_only_where_that_is_allowed() {
+    let (descriptor, bytes) = blob();
+    for (settings, to, allowed) in [
+        ("", "http://plain.invalid/moved", true),
+        ("", "/moved", true),
+        ("", "http://plain.invalid:9000/moved", true),
+        ("", "http://other.invalid/moved", false),
+        ("", "http://127.0.0.1:1/moved", false),
+        ("insecure_redirects = false", "http://other.invalid/moved", false),
+        ("insecure_redirects = true", "http://other.invalid/moved", true),
+    ] {
+        let data = bytes.clone();
+        let (proxy, source) = through_proxy(settings, move |seen| match seen.path.as_str() {
+            "/moved" => serve(seen, &data),
+            _ => Reply::status(307).with("location", to),
+        })
+        .await;
+        match read(&source, &descriptor).await {
+            Ok(found) => assert!(allowed && found == bytes, "{settings} {to}"),
+            Err(error) => {
+                let error = error.to_string();
+                assert!(!allowed && error.contains("insecure_redirects") && error.contains(to), "{to}: {error}");
+                assert_eq!(proxy.seen().len(), 1, "nobody else is asked");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn nothing_of_a_hosts_own_comes_back_to_it_by_way_of_another() {
+    let (descriptor, bytes) = blob();
+    let data = bytes.clone();
+    let settings = "insecure_redirects = true\n[header]\nX-Key = 'secret-key'\nAuthorization = 'Basic secret-login'";
+    let (proxy, source) = through_proxy(settings, move |seen| match (seen.header("host"), seen.path.as_str()) {
+        ("plain.invalid", "/back") => serve(seen, &data),
+        ("plain.invalid", _) => Reply::status(307).with("location", "http://evil.invalid/"),
+        _ => Reply::status(307).with("location", "http://plain.invalid/back"),
+    })
+    .await;
+    assert_eq!(read(&source, &descriptor).await.unwrap(), bytes);
+    let keys: Vec<String> = proxy.seen().iter().map(|s| s.header("x-key").to_owned()).collect();
+    assert_eq!(keys, ["secret-key", "", ""]);
+    assert!(proxy.seen()[1..].iter().all(|s| s.header("authorization").is_empty()));
+}
+
+/// A registry that wants a client certificate and redirects blobs to storage under another name, which says whether it got one.
+struct Pair {
+    directory: tempfile::TempDir,
+    registry: Nginx,
+    storage: Nginx,
+}
+
+impl Pair {
+    fn start(blobs: &Server) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        certificates_for(directory.path(), "IP:127.0.0.1,DNS:localhost");
+        let file = |name: &str| directory.path().join(name).display().to_string();
+        let tls = format!(
+            "ssl_certificate {}; ssl_certificate_key {}; ssl_client_certificate {};",
+            file("cert.pem"),
+            file("key.pem"),
+            file("ca.pem")
+        );
+        let pass = format!("proxy_set_header X-Certificate $ssl_client_verify; proxy_pass http://{};", blobs.address);
+        let storage = Nginx::start("ssl", &format!("{tls} ssl_verify_client optional; location / {{ {pass} }}"));
+        let to = format!("https://localhost:{}$request_uri", storage.port);
+        let registry = Nginx::start(
+            "ssl",
+            &format!("{tls} ssl_verify_client on; location /own {{ {pass} }} location / {{ return 307 {to}; }}"),
+        );
+        Self { directory, registry, storage }
+    }
+
+    fn file(&self, name: &str) -> String {
+        self.directory.path().join(name).display().to_string()
+    }
+
+    /// The image of a registry that is talked to with the client certificate and these settings.
+    async fn source(&self, settings: &str) -> Source {
+        let root = tempfile::tempdir().unwrap();
+        let own = root.path().join("r.invalid");
+        fs::create_dir(&own).unwrap();
+        let client = format!("client = [['{}', '{}']]", self.file("cert.pem"), self.file("key.pem"));
+        let text = format!("server = 'https://127.0.0.1:{}'\n{client}\n{settings}\n", self.registry.port);
+        fs::write(own.join("hosts.toml"), text).unwrap();
+        let options = Options { hosts_dir: Some(root.path().to_owned()), ..hasty() };
+        Source::open(&"docker://r.invalid/app:1".parse().unwrap(), &options).await.unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_certificates_and_blind_trust_are_for_the_registry_alone() {
+    let (mut layer, bytes) = blob();
+    let data = bytes.clone();
+    let blobs =
+        Server::start(move |seen| if seen.path == "/none" { Reply::status(404) } else { serve(seen, &data) }).await;
+    let pair = Pair::start(&blobs);
+    let certificate = || blobs.seen().last().unwrap().header("x-certificate").to_owned();
+    let trusting = pair.source(&format!("ca = '{}'", pair.file("ca.pem"))).await;
+    assert_eq!(read(&trusting, &layer).await.unwrap(), bytes);
+    assert_eq!(certificate(), "NONE", "storage gets no client certificate");
+    // Neither does a foreign layer's server, not even where that is the registry.
+    layer.set_media_type("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip".into());
+    let missing = lazo_registry::descriptor(layer.media_type().clone(), &Digest::sha256_of(&bytes), BLOB as u64);
+    for (url, allowed) in [
+        (format!("https://localhost:{}/foreign", pair.storage.port), true),
+        (format!("https://127.0.0.1:{}/own", pair.registry.port), false),
+    ] {
+        let mut foreign = missing.clone();
+        foreign.set_urls(Some(vec![url]));
+        let blind = Server::start(|_| Reply::status(404)).await;
+        let root = tempfile::tempdir().unwrap();
+        let own = root.path().join("r.invalid");
+        fs::create_dir(&own).unwrap();
+        let client = format!("client = [['{}', '{}']]", pair.file("cert.pem"), pair.file("key.pem"));
+        let text = format!("server = 'http://{}'\nca = '{}'\n{client}\n", blind.address, pair.file("ca.pem"));
+        fs::write(own.join("hosts.toml"), text).unwrap();
+        let options = Options { hosts_dir: Some(root.path().to_owned()), ..hasty() };
+        let source = Source::open(&"docker://r.invalid/app:1".parse().unwrap(), &options).await.unwrap();
+        match read(&source, &foreign).await {
+            Ok(found) => assert!(allowed && found == bytes && certificate() == "NONE"),
+            Err(error) => assert!(!allowed && error.to_string().contains("400"), "{error}"),
+        }
+    }
+    // The registry itself is trusted unseen, and no other.
+    let blind = pair.source("skip_verify = true").await;
+    let (layer, _) = blob();
+    let untrusted = read(&blind, &layer).await.unwrap_err();
+    assert_eq!(untrusted.kind(), ErrorKind::Untrusted, "{untrusted}");
+    assert!(untrusted.to_string().contains("localhost"), "{untrusted}");
 }

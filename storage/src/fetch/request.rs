@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use lazo_format::ChunkIndex;
 use prometheus_client::metrics::gauge::Gauge;
-use tokio::sync::OwnedSemaphorePermit;
 
+use super::room::Granted;
 use super::{Attempt, Fetcher, Job};
-use crate::blob::Claim;
+use crate::blob::{Claim, weight};
 use crate::error::ReadError;
 use crate::flight::Outcome;
 use crate::metrics::{Metrics, Priority};
-use crate::source::SourceError;
+use crate::source::{ErrorKind, SourceError};
+use crate::upstream::pace::{Budget, LEAST_WANTED, TooSlow};
 use crate::upstream::{Body, Urgency};
 
 /// Between two answers to the same request that brought nothing and were no outage.
@@ -26,12 +27,12 @@ const PAUSE: Duration = Duration::from_millis(500);
 pub(super) struct Load {
     priority: Priority,
     counted: Vec<(Gauge, i64)>,
-    permits: Vec<Arc<OwnedSemaphorePermit>>,
+    granted: Vec<Arc<Granted>>,
 }
 
 impl Load {
     pub(super) fn new(metrics: &Metrics, priority: Priority, stored: u64) -> Self {
-        let mut load = Self { priority, counted: Vec::new(), permits: Vec::new() };
+        let mut load = Self { priority, counted: Vec::new(), granted: Vec::new() };
         load.count(metrics, priority, stored);
         load
     }
@@ -43,14 +44,14 @@ impl Load {
     }
 
     /// Bytes of another priority in the same request.
-    pub(super) fn add(&mut self, metrics: &Metrics, priority: Priority, stored: u64, permit: OwnedSemaphorePermit) {
+    pub(super) fn add(&mut self, metrics: &Metrics, priority: Priority, stored: u64, granted: Granted) {
         self.count(metrics, priority, stored);
-        self.hold(Some(Arc::new(permit)));
+        self.hold(Some(Arc::new(granted)));
     }
 
     /// Room that was taken for the bytes, by this request alone or with others.
-    pub(super) fn hold(&mut self, permit: Option<Arc<OwnedSemaphorePermit>>) {
-        self.permits.extend(permit);
+    pub(super) fn hold(&mut self, granted: Option<Arc<Granted>>) {
+        self.granted.extend(granted);
     }
 
     /// Why the request was made.
@@ -80,6 +81,8 @@ pub(super) struct Request {
     partial: BytesMut,
     /// These are from several sources, so that none is to blame if they are wrong.
     mixed: bool,
+    /// What came since somebody has waited for some of it, if anybody has.
+    budget: Option<Budget>,
 }
 
 impl Request {
@@ -94,7 +97,8 @@ impl Request {
         load: Load,
         attempt: Attempt,
     ) -> Self {
-        Self { rest: claim, priority, eager, load: Arc::new(load), attempt, partial: BytesMut::new(), mixed: false }
+        let (load, partial) = (Arc::new(load), BytesMut::new());
+        Self { rest: claim, priority, eager, load, attempt, partial, mixed: false, budget: None }
     }
 
     /// Place of what is missing in the blob.
@@ -112,11 +116,19 @@ impl Request {
         self.eager.get(place).is_some_and(|range| range.contains(&chunk))
     }
 
-    /// What the missing chunks count for that are to be decoded at once.
-    fn eager_weight(&self) -> u64 {
-        let rest = self.rest.chunks();
-        let parts = self.eager.iter().map(|range| range.start.max(rest.start)..range.end.min(rest.end));
-        parts.filter(|range| !range.is_empty()).filter_map(|range| self.rest.blob().weight(&range).ok()).sum()
+    /// Counts what came for readers, from when the first one has come.
+    fn count(&mut self, waited: Duration, bytes: usize) {
+        if self.budget.is_none() && self.is_wanted() {
+            self.budget = Some(Budget::default());
+        }
+        if let Some(budget) = &mut self.budget {
+            budget.count(waited, bytes);
+        }
+    }
+
+    /// Whether too little came for somebody who waits.
+    fn is_too_slow(&self, grace: Duration) -> bool {
+        self.budget.as_ref().is_some_and(|budget| budget.is_spent(grace)) && self.is_wanted()
     }
 
     /// All that is missing has become `outcome`.
@@ -170,25 +182,20 @@ impl Fetcher {
             let Some(opened) = opened else { return request.land(&Outcome::GivenUp) };
             let error = match opened {
                 Err(error) if wanted => return self.fail(request, error.into()),
-                Err(error) => {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "given up what nobody waits for");
-                    self.forget_neighbours(&request);
-                    return request.land(&Outcome::GivenUp);
-                }
-                Ok(mut body) => {
-                    // Not before there is an answer: what waits for one blob's sources must not keep others' chunks from coming.
-                    let room = match priority {
-                        Priority::Demand => self.admit(priority, request.eager_weight()).await.map(Arc::new),
-                        _ => None,
-                    };
-                    match self.receive(&mut request, &mut body, room.as_ref()).await {
-                        None => return request.land(&Outcome::GivenUp),
-                        Some(Ok(())) if request.rest.is_empty() => return,
-                        Some(Ok(())) => None,
-                        Some(Err(error)) => Some(error),
+                Err(error) => return self.give_up(request, &error),
+                Ok(mut body) => match self.receive(&mut request, &mut body).await {
+                    None => return request.land(&Outcome::GivenUp),
+                    Some(Ok(())) if request.rest.is_empty() => return,
+                    Some(Ok(())) => None,
+                    Some(Err(error)) if body.was_too_slow() && !request.is_wanted() => {
+                        return self.give_up(request, &error);
                     }
-                }
+                    Some(Err(error)) => Some(error),
+                },
             };
+            if request.is_too_slow(self.upstream.policy().outage_limit) {
+                return self.fail(request, TooSlow(LEAST_WANTED).into());
+            }
             if request.range().is_ok_and(|rest| rest.start > range.start) {
                 progress = Instant::now();
                 continue;
@@ -203,6 +210,16 @@ impl Fetcher {
                 return request.land(&Outcome::GivenUp);
             }
         }
+    }
+
+    /// What nobody waits for does not come. Whoever wants it, or the prefetch list, asks for it again.
+    fn give_up(&self, request: Request, error: &(dyn std::error::Error + 'static)) {
+        tracing::debug!(error, "given up what nobody waits for");
+        self.forget_neighbours(&request);
+        if request.priority == Priority::Prefetch {
+            self.missed.fetch_add(1, Ordering::Relaxed);
+        }
+        request.land(&Outcome::GivenUp);
     }
 
     /// Of what came along with a miss, the rest does not come.
@@ -223,18 +240,21 @@ impl Fetcher {
     }
 
     /// Takes an answer apart as it comes. `None` when the reader goes meanwhile.
-    async fn receive(
-        self: &Arc<Self>,
-        request: &mut Request,
-        body: &mut Body,
-        room: Option<&Arc<OwnedSemaphorePermit>>,
-    ) -> Option<Result<(), SourceError>> {
+    async fn receive(self: &Arc<Self>, request: &mut Request, body: &mut Body) -> Option<Result<(), SourceError>> {
         let source = Some(body.source());
         request.mixed |= !request.partial.is_empty() && request.attempt.source != source;
         request.attempt.source = source;
         loop {
+            if request.is_too_slow(self.upstream.policy().outage_limit) {
+                let error = SourceError::new(ErrorKind::Timeout, TooSlow(LEAST_WANTED));
+                body.fail(&error);
+                return Some(Err(error));
+            }
+            let since = Instant::now();
             // Not while a chunk is handed on: it may be another image's that makes room for it.
-            let mut piece = match self.unless_stopped(body.next()).await? {
+            let piece = self.unless_stopped(body.next()).await?;
+            request.count(since.elapsed(), piece.as_ref().ok().and_then(Option::as_ref).map_or(0, Bytes::len));
+            let mut piece = match piece {
                 Ok(Some(piece)) => piece,
                 Ok(None) => return Some(Ok(())),
                 Err(error) => return Some(Err(error)),
@@ -256,13 +276,13 @@ impl Fetcher {
                     }
                     std::mem::take(&mut request.partial).freeze()
                 };
-                self.arrived(request, bytes, room).await;
+                self.arrived(request, bytes).await;
             }
         }
     }
 
     /// All stored bytes of the first chunk of the rest are there.
-    async fn arrived(self: &Arc<Self>, request: &mut Request, bytes: Bytes, room: Option<&Arc<OwnedSemaphorePermit>>) {
+    async fn arrived(self: &Arc<Self>, request: &mut Request, bytes: Bytes) {
         let chunk = request.rest.chunks().start;
         let mut attempt = request.attempt;
         if std::mem::take(&mut request.mixed) {
@@ -281,6 +301,11 @@ impl Fetcher {
             priority = Priority::Demand;
         }
         let (fetcher, load) = (Arc::clone(self), Arc::clone(&request.load));
-        self.decode(Job { fetcher, claim: one, bytes, priority, attempt, load, _room: room.cloned() });
+        // Not before it has arrived: sources that give nothing must not take the room of those that do.
+        let room = match priority {
+            Priority::Demand => self.room_to_decode(weight(bytes.len() as u64, 1)).await,
+            _ => None,
+        };
+        self.decode(Job { fetcher, claim: one, bytes, priority, attempt, load, _room: room });
     }
 }

@@ -6,9 +6,10 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::time::{self, Instant};
 
-use super::SourceId;
 use super::meter::Transfer;
+use super::pace::{AHEAD_WINDOW, HANDOVER_WINDOW, LEAST_AHEAD, LEAST_WANTED, TooSlow, Window};
 use super::request::Ticket;
+use super::{SourceId, Urgency};
 use crate::source::{ByteStream, ErrorKind, SourceError};
 
 /// How long a body may stall while another source is healthy: far above the pauses of a working connection, repeated packets
@@ -24,12 +25,17 @@ pub struct Body {
     avoid: Box<[SourceId]>,
     /// Since when a byte is waited for.
     waiting: Option<Instant>,
+    /// It was given up as it came too slowly, and nobody waited for it.
+    too_slow: bool,
 }
 
 struct Running {
     stream: ByteStream,
     ticket: Ticket,
     transfer: Transfer,
+    /// For another source to take over, and for giving up.
+    handover: Window,
+    ahead: Window,
 }
 
 impl std::fmt::Debug for Body {
@@ -42,8 +48,9 @@ impl Body {
     pub(super) fn new(ticket: Ticket, stream: ByteStream, length: u64, avoid: &[SourceId]) -> Self {
         let source = ticket.source();
         let transfer = ticket.shared().named(source).meter.transfer();
-        let running = Some(Running { stream, ticket, transfer });
-        let mut body = Self { source, running, rest: length, avoid: avoid.into(), waiting: None };
+        let (handover, ahead) = (Window::new(HANDOVER_WINDOW, LEAST_WANTED), Window::new(AHEAD_WINDOW, LEAST_AHEAD));
+        let running = Some(Running { stream, ticket, transfer, handover, ahead });
+        let mut body = Self { source, running, rest: length, avoid: avoid.into(), waiting: None, too_slow: false };
         if length == 0 {
             body.complete();
         }
@@ -61,14 +68,27 @@ impl Body {
     /// # Errors
     /// The source failed: what came so far is as good as any, and the rest is to be opened anew, at another source or at this one
     /// after a pause. It ends with [`ErrorKind::Timeout`] when no byte comes for the stall timeout, or for a second while another source is
-    /// healthy. After an error there is no more.
+    /// healthy; when too few come and another source is healthy; and when too few come and the body was opened [`Urgency::Ahead`].
+    /// After an error there is no more.
     pub async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
         let Some(running) = &mut self.running else {
             return if self.rest == 0 { Ok(None) } else { Err(SourceError::new(ErrorKind::Unreachable, Ended)) };
         };
+        if running.is_left_for_later() {
+            self.too_slow = true;
+            // Nothing is wrong with the source for those who do wait.
+            self.running = None;
+            return Err(SourceError::new(ErrorKind::Timeout, TooSlow(LEAST_AHEAD)));
+        }
+        if running.is_handed_over(&self.avoid) {
+            let error = SourceError::new(ErrorKind::Timeout, TooSlow(LEAST_WANTED));
+            self.fail(&error);
+            return Err(error);
+        }
         let since = *self.waiting.get_or_insert_with(Instant::now);
         let piece = running.piece(since, &self.avoid).await;
         self.waiting = None;
+        running.waited(since.elapsed(), piece.as_ref().ok().and_then(Option::as_ref).map_or(0, Bytes::len));
         let piece = piece.and_then(|piece| match piece {
             None => Err(SourceError::new(ErrorKind::Unreachable, Cut(self.rest))),
             Some(piece) if piece.len() as u64 > self.rest => Err(SourceError::new(ErrorKind::BadAnswer, TooLong)),
@@ -84,11 +104,21 @@ impl Body {
                 Ok(Some(piece))
             }
             Err(error) => {
-                if let Some(running) = self.running.take() {
-                    running.ticket.failed(&error);
-                }
+                self.fail(&error);
                 Err(error)
             }
+        }
+    }
+
+    /// Whether it has ended because too little came of what nobody waited for.
+    pub(crate) fn was_too_slow(&self) -> bool {
+        self.too_slow
+    }
+
+    /// Ends it as a failure of its source.
+    pub(crate) fn fail(&mut self, error: &SourceError) {
+        if let Some(running) = self.running.take() {
+            running.ticket.failed(error);
         }
     }
 
@@ -115,6 +145,23 @@ impl Running {
                 Err(_) => look = Instant::now() + HANDOVER,
             }
         }
+    }
+
+    fn waited(&mut self, time: Duration, bytes: usize) {
+        self.handover.count(time, bytes);
+        self.ahead.count(time, bytes);
+    }
+
+    fn is_handed_over(&mut self, avoid: &[SourceId]) -> bool {
+        self.handover.is_slow() && self.is_better_elsewhere(avoid)
+    }
+
+    fn is_left_for_later(&mut self) -> bool {
+        let slow = self.ticket.urgency() == Urgency::Ahead && self.ahead.is_slow();
+        if slow {
+            self.ticket.shared().too_slow(self.ticket.source(), self.ticket.blob());
+        }
+        slow
     }
 
     fn is_better_elsewhere(&self, avoid: &[SourceId]) -> bool {

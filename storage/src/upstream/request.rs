@@ -43,6 +43,10 @@ impl Ticket {
         self.pass.source
     }
 
+    pub(super) fn urgency(&self) -> Urgency {
+        self.urgency
+    }
+
     pub(super) fn blob(&self) -> Digest {
         self.blob
     }

@@ -1,5 +1,6 @@
 //! Every clause of the policy against sources that follow a script, under a clock that jumps to the next event.
 
+mod dripping;
 mod hedging;
 mod order;
 mod random;
@@ -56,6 +57,8 @@ enum Flow {
     Long,
     /// Through a line that all bodies share.
     Line(Arc<Line>),
+    /// A byte each time that so long has passed.
+    Drip(Duration),
 }
 
 /// A line of some bytes a second.
@@ -180,18 +183,22 @@ impl BlobSource for Scripted {
 /// The body of an answer. Keeps `running` until it is dropped.
 fn body(flow: Flow, range: Range<u64>, running: Arc<()>) -> ByteStream {
     let most = match &flow {
-        Flow::All | Flow::Whole | Flow::Line(_) => range.end,
+        Flow::All | Flow::Whole | Flow::Line(_) | Flow::Drip(_) => range.end,
         Flow::Long => range.end + 1,
         Flow::Cut(bytes) | Flow::Stall(bytes, _) | Flow::End(bytes) => range.end.min(range.start + bytes),
     };
     let piece = match &flow {
         Flow::Whole | Flow::Long => u64::MAX,
         Flow::Line(line) => line.piece(),
+        Flow::Drip(_) => 1,
         _ => PIECE,
     };
     stream::unfold((range.start, running, flow), move |(at, running, flow)| async move {
         if at < most {
             let length = piece.min(most - at);
+            if let Flow::Drip(every) = &flow {
+                time::sleep(*every).await;
+            }
             if let Flow::Line(line) = &flow {
                 line.carry(length).await;
                 let zeros = Bytes::from(vec![0; usize::try_from(length).unwrap()]);

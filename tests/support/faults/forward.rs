@@ -144,7 +144,18 @@ impl Passing {
                 self.fault = None;
                 Ok(data)
             }
-            Some(Fault::Cut(at) | Fault::Stall(at)) if end > at => {
+            Some(Fault::Drip(at, every)) if start >= at => {
+                let mut rules = self.shared.rules.subscribe();
+                let lifted = |rules: &Vec<super::Rule>| !rules.iter().any(|rule| matches!(rule.fault, Fault::Drip(..)));
+                if tokio::time::timeout(every, rules.wait_for(lifted)).await.is_ok() {
+                    self.fault = None;
+                    return Ok(data);
+                }
+                let drop = data.split_to(1);
+                self.held = Some(data).filter(|rest| !rest.is_empty());
+                Ok(drop)
+            }
+            Some(Fault::Cut(at) | Fault::Stall(at) | Fault::Drip(at, _)) if end > at => {
                 let allowed = usize::try_from(at - start).map_err(io::Error::other)?;
                 let piece = data.split_to(allowed);
                 self.held = Some(data);

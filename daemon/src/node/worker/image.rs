@@ -1,5 +1,6 @@
 //! One image in the kernel: opened, and served until its last user has gone.
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +8,8 @@ use std::time::Duration;
 use lazo_format::{BlobIndex, Digest};
 use lazo_registry::{ImageRef, Options, Platform, Source};
 use lazo_storage::{BlobSource, LazoImage, Parts, PlainBlob, RateLimiter, Reader, SourceSpec, Upstream};
+
+use tokio::sync::oneshot;
 
 use super::Worker;
 use super::state::{DataOptions, ImageRecord};
@@ -81,6 +84,16 @@ impl Wanted {
         };
         format!("{place} {:?}", self.data)
     }
+
+    /// Whose room it takes while it is opened: a registry's, or a layout's or archive's.
+    fn place(&self) -> String {
+        match &self.image {
+            ImageRef::Docker(reference) => reference.host.clone(),
+            ImageRef::OciLayout { path, .. }
+            | ImageRef::OciArchive { path, .. }
+            | ImageRef::DockerArchive { path, .. } => path.display().to_string(),
+        }
+    }
 }
 
 fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(what: &str, text: &str) -> Result<T, ApiError> {
@@ -106,16 +119,31 @@ impl Worker {
     }
 
     /// Brings an image's metadata, and its sources. On a thread of its own, as a layout may lie on a file server that hangs.
+    ///
+    /// When this future is dropped, requests to the registry end with it. The image's room is given back when its thread has ended.
     pub(super) async fn open(self: &Arc<Self>, wanted: Wanted) -> Result<(Wanted, Opened), ApiError> {
         self.check_files(&wanted)?;
-        let room = self.opening.acquire().await.map_err(|error| ApiError::of(ErrorKind::Internal, &error))?;
+        let shares = match (&wanted.which, &wanted.image) {
+            (Which::Named, ImageRef::Docker(_)) => &self.named,
+            (Which::Named, _) => &self.local,
+            (Which::Kept(_) | Which::Files(_), _) => &self.at_hand,
+        };
+        let room = shares.take(&wanted.place()).await.map_err(|error| ApiError::of(ErrorKind::Internal, &error))?;
         let (worker, runtime) = (Arc::clone(self), self.runtime.clone());
+        // Nothing is ever sent: it hears of the other end's drop.
+        let (alive, given_up) = oneshot::channel::<Infallible>();
         let opening = tokio::task::spawn_blocking(move || {
-            let opened = runtime.block_on(worker.open_here(&wanted))?;
+            let _room = room;
+            let opened = runtime.block_on(async {
+                tokio::select! {
+                    opened = worker.open_here(&wanted) => opened,
+                    _ = given_up => Err(given_up_opening(&wanted)),
+                }
+            })?;
             Ok((wanted, opened))
         });
         let opened = opening.await.unwrap_or_else(|error| Err(ApiError::of(ErrorKind::Internal, &error)));
-        drop(room);
+        drop(alive);
         opened
     }
 
@@ -184,7 +212,7 @@ impl Worker {
     /// Connects and logs in to an image's source, for those who will want its blobs: connections and logins are the worker's.
     pub(super) async fn warm(self: &Arc<Self>, image: String) -> Result<(), ApiError> {
         let wanted = Wanted::new(&image, Platform::host(), DataOptions::default(), Which::Named)?;
-        let Ok(room) = Arc::clone(&self.warming).try_acquire_owned() else { return Ok(()) };
+        let Some(room) = self.warming.try_take(&wanted.place()) else { return Ok(()) };
         let worker = Arc::clone(self);
         self.runtime.spawn(async move {
             let options = worker.registry_options(&wanted.data);
@@ -235,6 +263,11 @@ impl Worker {
             }
         });
     }
+}
+
+/// Nobody waits for an image any more.
+fn given_up_opening(wanted: &Wanted) -> ApiError {
+    ApiError::new(ErrorKind::Unavailable, format!("image {}: whoever asked for it has gone", wanted.name))
 }
 
 /// An image in the kernel.

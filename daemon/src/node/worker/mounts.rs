@@ -62,7 +62,8 @@ impl Worker {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes a mount. It is not given up half-way: when nobody waits for it any more, it is made and then ended.
+    /// Makes a mount. When nobody waits for it any more, the image is not opened to its end; and a mount that has begun to be made is
+    /// made and then ended.
     pub(super) async fn make_mount(
         self: &Arc<Self>,
         request: MountRequest,
@@ -71,9 +72,9 @@ impl Worker {
         let place = request.mount_point.clone();
         let making = self.reserve(&place).await?;
         let worker = Arc::clone(self);
-        let (tell, told) = oneshot::channel();
+        let (mut tell, told) = oneshot::channel();
         self.runtime.spawn(async move {
-            let made = worker.make_reserved(&request, pinned).await;
+            let made = worker.make_reserved(&request, pinned, tell.closed()).await;
             let info = {
                 let mut tables = worker.tables();
                 match &made {
@@ -121,10 +122,17 @@ impl Worker {
         self: &Arc<Self>,
         request: &MountRequest,
         pinned: Option<Wanted>,
+        given_up: impl Future<Output = ()>,
     ) -> Result<MountRecord, ApiError> {
         let mut mode = self.choose(request.mode)?;
         let wanted = pinned.map_or_else(|| Wanted::of_request(request), Ok)?;
-        let (wanted, opened) = self.open(wanted).await?;
+        let (wanted, opened) = tokio::select! {
+            opened = self.open(wanted) => opened?,
+            () = given_up => {
+                tracing::info!(image = request.image, "who asked for a mount has gone; its image is not opened");
+                return Err(ApiError::new(ErrorKind::Unavailable, "nobody waits for the mount any more"));
+            }
+        };
         if request.mode == Mode::Auto && opened.image.wants_direct_io() {
             // More than the configuration, which knows nothing of this image: it does not run otherwise.
             mode = Served::Fuse;

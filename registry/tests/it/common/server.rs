@@ -40,6 +40,9 @@ impl Seen {
     }
 }
 
+/// Between two bytes of [`End::Drip`].
+const DRIP: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// How the answer's body ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
@@ -48,6 +51,8 @@ pub(crate) enum End {
     Cut,
     /// Nothing more comes.
     Hang,
+    /// A byte comes now and then.
+    Drip,
 }
 
 #[derive(Debug, Clone)]
@@ -72,7 +77,7 @@ impl Reply {
         self
     }
 
-    /// Announces more than comes before the connection breaks or falls silent.
+    /// Announces more than comes before the connection breaks, falls silent or drips.
     pub(crate) fn short_of(mut self, announced: usize, end: End) -> Self {
         self.end = end;
         self.with("content-length", announced)
@@ -153,6 +158,13 @@ async fn answer(
         End::Cut => {
             let cut = futures_util::stream::iter([Err(std::io::Error::other("cut on purpose"))]);
             StreamBody::new(futures_util::StreamExt::chain(data, cut)).boxed()
+        }
+        End::Drip => {
+            let drops = futures_util::stream::unfold((), |()| async {
+                tokio::time::sleep(DRIP).await;
+                Some((Ok(Frame::data(Bytes::from_static(b" "))), ()))
+            });
+            StreamBody::new(futures_util::StreamExt::chain(data, drops)).boxed()
         }
         End::Hang => {
             let silence = futures_util::stream::pending();
