@@ -9,6 +9,7 @@ mod daemon;
 mod demo;
 mod faults;
 mod hostile;
+mod images;
 mod interop;
 mod lazy;
 mod load;

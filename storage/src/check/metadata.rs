@@ -1,9 +1,8 @@
 //! Bootstrap and chunk index: each by itself, against each other, against the manifest.
 
 use lazo_format::{Bootstrap, ChunkDigest, Digest, Header, Index, Summary};
-use lazo_registry::Source;
+use lazo_registry::{LazoLayers, Source};
 
-use super::documents::Layers;
 use super::report::{ImageReport, Part, chain};
 use crate::error::{Error, Result};
 use crate::image::unpack_metadata;
@@ -23,7 +22,7 @@ pub(super) struct Metadata {
 /// When there is no place for temporary files.
 pub(super) async fn metadata(
     source: &Source,
-    layers: &Layers,
+    layers: &LazoLayers,
     diff_id: &Digest,
     report: &mut ImageReport,
 ) -> Result<Metadata> {
@@ -81,7 +80,7 @@ fn compare_header(tree: &Summary, header: Option<&Header>, report: &mut ImageRep
 }
 
 /// Compares the manifest's blobs, the index's blob table and the bootstrap's device table.
-fn compare(metadata: &Metadata, layers: &Layers, report: &mut ImageReport) {
+fn compare(metadata: &Metadata, layers: &LazoLayers, report: &mut ImageReport) {
     let Some(index) = &metadata.index else { return };
     let count = index.blob_count();
     if count != layers.blobs.len() {
