@@ -53,8 +53,8 @@ fn describe(report: &Report) -> Result<String, std::fmt::Error> {
     for image in &report.images {
         describe_image(&mut text, image)?;
     }
-    if report.others > 0 {
-        writeln!(text, "{} other images of the index are not lazo's and were not checked", report.others)?;
+    for other in &report.not_checked {
+        writeln!(text, "not lazo's and not checked: {other}")?;
     }
     Ok(text)
 }

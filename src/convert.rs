@@ -1,5 +1,6 @@
 //! `lazo convert`: an OCI image in, a lazo image out.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
@@ -18,13 +19,16 @@ use crate::output;
 
 /// Largest prefetch list that is read, bytes.
 const MAX_PREFETCH_LIST: u64 = 64 << 20;
+/// Lines of the prefetch list that a warning names.
+const MAX_NAMED_LINES: usize = 10;
 /// How long an interrupted conversion may take to wind up before its temporary files are removed under it.
 const WIND_UP: Duration = Duration::from_secs(5);
 
 /// Convert an OCI or docker image into a lazo image
 ///
 /// SRC and DST are docker://HOST/REPO[:TAG|@DIGEST] (or just HOST/REPO:TAG), oci:DIR[:TAG], oci-archive:FILE[:TAG];
-/// SRC may be docker-archive:FILE[:REF] too. DST is written when all of SRC has been read and verified, its tag last.
+/// SRC may be docker-archive:FILE[:REF] too. Of a layout or archive with several images, TAG may be an image's whole name, @N for
+/// the N-th from 0, or @DIGEST; REF is NAME:TAG or @N. DST is written when all of SRC has been read and verified, its tag last.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The image to convert
@@ -33,12 +37,16 @@ pub(crate) struct Args {
     /// Where the lazo image goes
     #[arg(value_name = "DST")]
     destination: ImageRef,
-    /// Choose this one of a multi-platform image, as OS/ARCH[/VARIANT] [default: this machine's]
-    #[arg(long, conflicts_with = "all_platforms")]
-    platform: Option<Platform>,
+    /// Choose these of a multi-platform image, as OS/ARCH[/VARIANT] or just ARCH, separated by commas; of several the result is
+    /// an index again [default: this machine's]
+    #[arg(long, value_delimiter = ',', conflicts_with = "all_platforms")]
+    platform: Vec<Platform>,
     /// Convert all platforms; the result is an index again
     #[arg(long)]
     all_platforms: bool,
+    /// Replace an ordinary image at DST
+    #[arg(long)]
+    force: bool,
     /// Paths and globs in the order in which a start reads them, one a line; '-' is stdin
     #[arg(long, value_name = "FILE", help_heading = "Layout")]
     prefetch: Option<PathBuf>,
@@ -107,11 +115,21 @@ impl Args {
     }
 
     fn options(&self, cancel: Arc<AtomicBool>) -> anyhow::Result<Options> {
-        let mut options = Options { compact: self.compact, direct_io: self.direct_io, cancel, ..Options::default() };
-        options.platforms = match (&self.platform, self.all_platforms) {
+        let mut options = Options {
+            compact: self.compact,
+            direct_io: self.direct_io,
+            force: self.force,
+            cancel,
+            ..Options::default()
+        };
+        let mut seen = HashSet::new();
+        let mut platforms = self.platform.clone();
+        platforms.retain(|platform| seen.insert(platform.clone()));
+        options.platforms = match (platforms.as_slice(), self.all_platforms) {
             (_, true) => Platforms::All,
-            (Some(platform), false) => Platforms::One(platform.clone()),
-            (None, false) => options.platforms,
+            ([], false) => options.platforms,
+            ([platform], false) => Platforms::One(platform.clone()),
+            (_, false) => Platforms::Some(platforms),
         };
         if let Some(jobs) = self.jobs {
             options.jobs = jobs;
@@ -172,6 +190,14 @@ fn warn(summary: &Summary) {
         for (count, what) in counted.into_iter().filter(|(count, _)| *count > 0) {
             tracing::warn!("{count} {what}");
         }
+        let unmatched = &image.prefetch_unmatched;
+        if unmatched.count > 0 {
+            let named: Vec<&str> = unmatched.lines.iter().take(MAX_NAMED_LINES).map(String::as_str).collect();
+            let rest = unmatched.count - named.len() as u64;
+            let rest = if rest > 0 { format!(", and {rest} more") } else { String::new() };
+            let lines = if unmatched.count == 1 { "line names" } else { "lines name" };
+            tracing::warn!("{} prefetch {lines} no file of the image: {}{rest}", unmatched.count, named.join(", "));
+        }
     }
 }
 
@@ -189,6 +215,9 @@ fn describe(summary: &Summary) -> Result<String, std::fmt::Error> {
         reason = "shown rounded"
     )]
     let rate = (read as f64 / summary.seconds) as u64;
+    for other in &summary.left_out {
+        writeln!(text, "left out: {other}")?;
+    }
     writeln!(text, "{}", summary.digest)?;
     writeln!(text, "  took         {:.2} s, {}/s of uncompressed layers", summary.seconds, HumanBytes(rate))?;
     Ok(text)

@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use anyhow::Context as _;
 use indicatif::{HumanBytes, HumanCount};
-use lazo_registry::{ImageRef, Platform, Source};
+use lazo_registry::{ImageRef, Platform, Source, shown_platform};
 use lazo_storage::LazoImage;
 use lazo_storage::inspect::{Contents, Entry, InspectError, Piece, contents, entry};
 use serde::Serialize;
@@ -22,7 +22,7 @@ pub(crate) struct Args {
     image: ImageRef,
     /// A file or directory in the image
     path: Option<OsString>,
-    /// Choose this one of a multi-platform image, as OS/ARCH[/VARIANT] [default: this machine's]
+    /// Choose this one of a multi-platform image, as OS/ARCH[/VARIANT] or just ARCH [default: this machine's]
     #[arg(long)]
     platform: Option<Platform>,
     /// Print it as JSON
@@ -79,13 +79,7 @@ fn json(value: &impl Serialize) -> anyhow::Result<String> {
 
 async fn overview(source: &Source, image: &LazoImage, platform: &Platform) -> anyhow::Result<Overview> {
     let manifest = source.resolve(platform).await?;
-    let config = source.document(manifest.manifest.config()).await?;
-    let config: serde_json::Value = serde_json::from_slice(&config.bytes).context("the config is no JSON")?;
-    let platform = match (config["os"].as_str(), config["architecture"].as_str(), config["variant"].as_str()) {
-        (Some(os), Some(architecture), None) => Some(format!("{os}/{architecture}")),
-        (Some(os), Some(architecture), Some(variant)) => Some(format!("{os}/{architecture}/{variant}")),
-        _ => None,
-    };
+    let platform = source.config(&manifest).await?.platform().as_ref().map(shown_platform);
     let contents: Result<Contents, InspectError> = contents(image.bootstrap(), image.index());
     Ok(Overview {
         image: image.name().to_owned(),

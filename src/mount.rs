@@ -56,7 +56,7 @@ pub(crate) struct Args {
     /// Serve it from a process of its own, even if a node daemon runs
     #[arg(long)]
     standalone: bool,
-    /// Which of the image's platforms [default: this machine's]
+    /// Which of the image's platforms, as OS/ARCH[/VARIANT] or just ARCH [default: this machine's]
     #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
     platform: Option<Platform>,
     /// What files of the image can do, as for mount(8), several joined by commas: by default, set-user-ID bits, file capabilities and

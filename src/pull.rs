@@ -36,8 +36,8 @@ pub(crate) struct Args {
     /// Which of containerd's snapshotters gets it
     #[arg(long, value_name = "NAME", env = "CONTAINERD_SNAPSHOTTER", default_value = "lazo")]
     snapshotter: String,
-    /// Which of the image's platforms [default: this machine's]
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    /// Which of the image's platforms, as OS/ARCH[/VARIANT] or just ARCH [default: this machine's]
+    #[arg(long)]
     platform: Option<Platform>,
     /// Print the result as JSON
     #[arg(long)]

@@ -14,6 +14,22 @@ pub enum Error {
     /// The source or the destination could not be read or written, or held the wrong bytes.
     #[error(transparent)]
     Registry(#[from] lazo_registry::Error),
+    /// One of several images could not be converted.
+    #[error("image {image}")]
+    Of {
+        /// Its platform and digest.
+        image: String,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
+    /// The destination holds an ordinary image, which writing would replace.
+    #[error(
+        "{destination} holds an ordinary image, and writing would replace it; choose another tag, or replace it with --force"
+    )]
+    Overwrites {
+        /// Where the lazo image was to go.
+        destination: String,
+    },
     /// A layer of the source is not what it should be.
     #[error("layer {number} of {count} ({digest})")]
     Layer {

@@ -7,8 +7,10 @@ use std::time::Instant;
 use futures_util::{StreamExt, TryStreamExt};
 use lazo_format::{Digest, MAX_CHUNK_SIZE};
 use lazo_registry::media::layer_kind;
-use lazo_registry::oci_spec::image::{Descriptor, MediaType, Platform};
-use lazo_registry::{Content, Destination, Document, ImageRef, Manifest, Outcome, Source};
+use lazo_registry::oci_spec::image::{Descriptor, MediaType};
+use lazo_registry::{
+    Destination, Document, ImageRef, Images, LazoLayers, LeftOut, Manifest, Outcome, Selected, Source, shown_platform,
+};
 use serde::Serialize;
 use tokio::runtime::Handle;
 
@@ -16,6 +18,8 @@ use crate::assemble::{Assembled, assemble};
 use crate::error::Error;
 use crate::layers::{Layer, Packed, Passes};
 use crate::manifest::{self, Config};
+use crate::overwrite::check_overwrite;
+use crate::prefetch::Unmatched;
 use crate::{Options, Platforms, Progress, Warnings};
 
 /// Blobs uploaded at the same time.
@@ -28,6 +32,8 @@ pub struct Summary {
     pub digest: Digest,
     /// One a platform.
     pub images: Vec<ImageSummary>,
+    /// What else the source holds: other platforms, attestations, artifacts.
+    pub left_out: Vec<LeftOut>,
     /// From first to last.
     pub seconds: f64,
 }
@@ -69,6 +75,8 @@ pub struct ImageSummary {
     pub bootstrap_layer: u64,
     /// Chunks in the prefetch list.
     pub prefetch_chunks: u64,
+    /// Lines of the prefetch list that name no file of this image.
+    pub prefetch_unmatched: Unmatched,
     /// What was dropped.
     pub warnings: Warnings,
 }
@@ -110,12 +118,22 @@ pub async fn convert(
     let started = Instant::now();
     check_options(options)?;
     let source = Arc::new(Source::open(source, registry).await?);
-    let (manifests, index_annotations) = choose(&source, &options.platforms).await?;
+    let chosen = choose(&source, &options.platforms).await?;
+    if !options.force {
+        check_overwrite(destination, registry).await?;
+    }
     let destination = Destination::open(destination, registry).await?;
+    let is_one_of_several = chosen.manifests.len() > 1;
     let mut converted = Vec::new();
-    for (number, manifest) in manifests.into_iter().enumerate() {
+    for (number, manifest) in chosen.manifests.into_iter().enumerate() {
         let work_dir = destination.staging_dir().join(format!("convert-{number}"));
-        converted.push(convert_image(&source, manifest, options, &progress, work_dir).await?);
+        let name = named(&manifest);
+        let image = convert_image(&source, manifest, options, &progress, work_dir).await;
+        converted.push(image.map_err(|error| match error {
+            Error::Interrupted => Error::Interrupted,
+            error if is_one_of_several => Error::Of { image: name, source: Box::new(error) },
+            error => error,
+        })?);
     }
     let mut images = Vec::new();
     for image in &mut converted {
@@ -124,17 +142,17 @@ pub async fn convert(
     }
     let root = match &options.platforms {
         Platforms::One(_) => converted.swap_remove(0).manifest,
-        Platforms::All => {
+        Platforms::Some(_) | Platforms::All => {
             for image in &converted {
                 destination.put_manifest(&image.manifest).await?;
             }
             let manifests: Vec<Descriptor> = converted.iter().map(|image| image.manifest.descriptor.clone()).collect();
-            manifest::index(&manifests, index_annotations.as_ref())?
+            manifest::index(&manifests, chosen.annotations.as_ref())?
         }
     };
     let digest = root.digest()?;
     destination.commit(&root).await?;
-    Ok(Summary { digest, images, seconds: started.elapsed().as_secs_f64() })
+    Ok(Summary { digest, images, left_out: chosen.left_out, seconds: started.elapsed().as_secs_f64() })
 }
 
 fn check_options(options: &Options) -> Result<(), Error> {
@@ -149,26 +167,28 @@ fn check_options(options: &Options) -> Result<(), Error> {
     }
 }
 
-type Annotations = Option<std::collections::HashMap<String, String>>;
-
-/// The manifests to convert; for all platforms also the annotations of the index that they are in.
-async fn choose(source: &Source, platforms: &Platforms) -> Result<(Vec<Manifest>, Annotations), Error> {
+/// The manifests to convert, with the annotations of the index that they are in.
+async fn choose(source: &Source, platforms: &Platforms) -> Result<Selected, Error> {
     match platforms {
-        Platforms::One(platform) => Ok((vec![source.resolve(platform).await?], None)),
+        Platforms::One(platform) => Ok(source.select(std::slice::from_ref(platform)).await?),
+        Platforms::Some(platforms) => Ok(source.select(platforms).await?),
         Platforms::All => {
-            let annotations = match source.root().await?.content()? {
-                Content::Index(index) => index.annotations().clone(),
-                Content::Manifest(_) => None,
-            };
-            let mut manifests = Vec::new();
-            for descriptor in source.platforms().await? {
-                manifests.push(source.manifest(&descriptor).await?);
-            }
+            let Images { images, annotations, left_out } = source.images().await?;
+            let manifests = images.into_iter().map(|(_, manifest)| manifest).collect::<Result<Vec<_>, _>>()?;
             match manifests.is_empty() {
                 true => Err(Error::Image("the index names no image of any platform".into())),
-                false => Ok((manifests, annotations)),
+                false => Ok(Selected { manifests, annotations, left_out }),
             }
         }
+    }
+}
+
+/// Platform and digest, for messages.
+fn named(manifest: &Manifest) -> String {
+    let digest = manifest.descriptor.digest();
+    match manifest.descriptor.platform() {
+        Some(platform) => format!("for {} ({digest})", shown_platform(platform)),
+        None => digest.to_string(),
     }
 }
 
@@ -179,7 +199,7 @@ async fn convert_image(
     progress: &Arc<dyn Progress>,
     work_dir: PathBuf,
 ) -> Result<Converted, Error> {
-    let config = Config::parse(&source.document(manifest.manifest.config()).await?.bytes)?;
+    let config = Config::parse(&source.document(manifest.manifest.config()).await?)?;
     let layers = layers(&manifest, &config)?;
     let direct_io = options.direct_io || config.wants_direct_io();
     std::fs::create_dir_all(&work_dir).map_err(|e| io_error("create", &work_dir, e))?;
@@ -192,7 +212,7 @@ async fn convert_image(
         work_dir,
     };
     let work = tokio::task::spawn_blocking(move || {
-        let Packed { merge, contents, blobs, prefetch, uncompressed, entries_read } = passes.run()?;
+        let Packed { merge, contents, blobs, prefetch, unmatched, uncompressed, entries_read } = passes.run()?;
         let warnings = merge.warnings.clone();
         let assembled = assemble(merge, &contents, &blobs, &prefetch, direct_io)?;
         let stats = contents.stats;
@@ -215,6 +235,7 @@ async fn convert_image(
             index: assembled.index_size,
             bootstrap_layer: assembled.layer.len() as u64,
             prefetch_chunks: assembled.prefetch_chunks,
+            prefetch_unmatched: unmatched,
             warnings,
         };
         Ok::<_, Error>((assembled, blobs, summary))
@@ -226,29 +247,23 @@ async fn convert_image(
 /// Pairs the manifest's layers with the config's diffIDs.
 fn layers(manifest: &Manifest, config: &Config) -> Result<Vec<Layer>, Error> {
     let layers = manifest.manifest.layers();
-    let diff_ids = config.diff_ids()?;
-    if layers.iter().any(|layer| layer.media_type().as_ref() == lazo_format::media::LAZO_BLOB) {
+    if layers.iter().any(|layer| layer.media_type().as_ref() == lazo_format::media::LAZO_BLOB)
+        || LazoLayers::are_in(&manifest.manifest)
+    {
         return Err(Error::Image("it is a lazo image already; convert the image that it was made from".into()));
     }
-    if layers.len() != diff_ids.len() {
-        let (layers, ids) = (layers.len(), diff_ids.len());
-        return Err(Error::Image(format!("its manifest has {layers} layers, but its config {ids} diff_ids")));
-    }
-    layers
-        .iter()
-        .zip(diff_ids)
-        .map(|(descriptor, diff_id)| {
-            let media_type = descriptor.media_type();
-            let kind = layer_kind(media_type).ok_or_else(|| {
-                Error::Image(format!(
-                    "layer {} has the media type {media_type}, which is no layer",
-                    descriptor.digest()
-                ))
-            })?;
-            let digest = lazo_registry::digest_of(descriptor)?;
-            Ok(Layer { descriptor: descriptor.clone(), digest, compression: kind.compression, diff_id })
-        })
-        .collect()
+    let diff_ids = config.parsed.diff_ids_for(&manifest.manifest)?;
+    let count = layers.len();
+    let layer = |(number, (descriptor, diff_id)): (usize, (&Descriptor, &Digest))| {
+        let (media_type, digest) = (descriptor.media_type(), descriptor.digest());
+        let kind = layer_kind(media_type).ok_or_else(|| {
+            let what = format!("layer {number} of {count} ({digest})");
+            Error::Image(format!("{what} has the media type {:?}, which is no layer", media_type.as_ref()))
+        })?;
+        let digest = lazo_registry::digest_of(descriptor)?;
+        Ok(Layer { descriptor: descriptor.clone(), digest, compression: kind.compression, diff_id: *diff_id })
+    };
+    (1..).zip(layers.iter().zip(diff_ids)).map(layer).collect()
 }
 
 /// Writes the documents of a converted image.
@@ -259,11 +274,11 @@ fn describe(
     blobs: &[crate::blob::Blob],
     mut summary: ImageSummary,
 ) -> Result<Converted, Error> {
-    let platform = source.descriptor.platform().clone().or_else(|| config.platform());
+    let platform = source.descriptor.platform().clone().or_else(|| config.parsed.platform());
     let kept: Vec<bool> = (0..blobs.len()).map(|blob| assembled.blobs.contains(&blob)).collect();
     let used = || assembled.blobs.iter().map(|blob| &blobs[*blob]);
     let diff_ids: Vec<Digest> = used().map(|blob| blob.digest).chain([assembled.diff_id]).collect();
-    summary.platform = platform.as_ref().map(shown);
+    summary.platform = platform.as_ref().map(shown_platform);
     summary.blobs = used()
         .map(|blob| BlobSummary {
             digest: blob.digest,
@@ -273,7 +288,7 @@ fn describe(
             outcome: "",
         })
         .collect();
-    let config = config.converted(&kept, &diff_ids);
+    let config = config.converted(&kept, &diff_ids)?;
     let config_descriptor =
         lazo_registry::descriptor(MediaType::ImageConfig, &Digest::sha256_of(&config), config.len() as u64);
     let (digest, size) = (Digest::sha256_of(&assembled.layer), assembled.layer.len() as u64);
@@ -316,11 +331,6 @@ async fn write_blobs(
         destination.put_blob_bytes(bytes, &descriptor).await?;
     }
     Ok(())
-}
-
-fn shown(platform: &Platform) -> String {
-    let variant = platform.variant().as_ref().map(|variant| format!("/{variant}")).unwrap_or_default();
-    format!("{}/{}{variant}", platform.os(), platform.architecture())
 }
 
 fn io_error(what: &'static str, path: &Path, source: std::io::Error) -> Error {

@@ -18,6 +18,7 @@ use crate::layer::content::Content;
 use crate::layer::{Archive, BlockReader, Entry, EntryKind, Inflated, LayerStream};
 use crate::merge::{Applied, FileId, Kind, Merge};
 use crate::pack::{Contents, LayerPacker};
+use crate::prefetch::Unmatched;
 use crate::{Options, Progress};
 
 /// A layer of the source image.
@@ -56,6 +57,8 @@ pub(crate) struct Packed {
     pub(crate) blobs: Vec<Blob>,
     /// Files of the prefetch list, in its order.
     pub(crate) prefetch: Vec<FileId>,
+    /// Lines of the list that name none.
+    pub(crate) unmatched: Unmatched,
     /// Uncompressed bytes of all layers.
     pub(crate) uncompressed: u64,
     /// Entries of all layers' archives.
@@ -95,8 +98,8 @@ impl Passes {
             blobs.push(blob);
         }
         merge.hide_whiteout_devices();
-        let prefetch = self.options.prefetch.files(&mut merge);
-        Ok(Packed { merge, contents, blobs, prefetch, uncompressed, entries_read })
+        let (prefetch, unmatched) = self.options.prefetch.files(&mut merge);
+        Ok(Packed { merge, contents, blobs, prefetch, unmatched, uncompressed, entries_read })
     }
 
     /// Reads all layers for their metadata alone, if the options ask for what only the merged tree can tell.
@@ -117,7 +120,7 @@ impl Passes {
             })
             .map_err(|e| self.layer_error(number, e))?;
             // A blob depends on the layers up to its own and on nothing above, so ranks are given layer by layer.
-            let files = self.options.prefetch.files(&mut merge);
+            let (files, _) = self.options.prefetch.files(&mut merge);
             plan.ranks.extend((0u32..).zip(files).filter(|(_, f)| f.0 >= first).map(|(rank, file)| (file, rank)));
         }
         if self.options.compact {

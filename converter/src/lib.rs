@@ -18,6 +18,7 @@ pub mod layer;
 mod layers;
 mod manifest;
 mod merge;
+mod overwrite;
 mod pack;
 mod prefetch;
 
@@ -33,7 +34,7 @@ pub use error::{Error, LayerError, Problem};
 pub use image::{BlobSummary, ImageSummary, Summary, convert};
 pub use layers::check_layer;
 pub use merge::Warnings;
-pub use prefetch::PrefetchList;
+pub use prefetch::{PrefetchList, Unmatched};
 
 /// zstd level: for inputs of up to 256 KiB level 4 is the first with a searching match finder; level 3 gives blobs 1.6 % larger.
 pub const DEFAULT_COMPRESSION_LEVEL: i32 = 4;
@@ -57,6 +58,8 @@ pub struct Options {
     pub prefetch: PrefetchList,
     /// Say that the image's programs open files with `O_DIRECT`, even if no label of its config says so: it is served as a FUSE tree.
     pub direct_io: bool,
+    /// Replace an ordinary image at the destination.
+    pub force: bool,
     /// Repository on the destination's registry whose blobs may be mounted instead of uploaded.
     pub mount_from: Option<lazo_registry::ImageRef>,
     /// Set it to make the conversion end with [`Error::Interrupted`].
@@ -68,6 +71,8 @@ pub struct Options {
 pub enum Platforms {
     /// The one that suits best; the result is a single manifest.
     One(Platform),
+    /// The one that suits best for each of these; the result is an index.
+    Some(Vec<Platform>),
     /// Each; the result is an index again.
     All,
 }
@@ -83,6 +88,7 @@ impl Default for Options {
             compact: false,
             prefetch: PrefetchList::default(),
             direct_io: false,
+            force: false,
             mount_from: None,
             cancel: Arc::default(),
         }

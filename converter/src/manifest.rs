@@ -7,70 +7,79 @@ use lazo_format::media::{
     ANNOTATION_BLOB, ANNOTATION_BOOTSTRAP, ANNOTATION_DIRECT_IO, BOOTSTRAP_LAYER, BOOTSTRAP_VERSION, LABEL_DIRECT_IO,
     LAZO_BLOB, YES,
 };
-use lazo_registry::Document;
-use lazo_registry::oci_spec::image::{Descriptor, ImageManifest, MediaType, Platform};
-use serde_json::{Value, json};
+use lazo_registry::oci_spec::image::{Descriptor, ImageManifest, MediaType};
+use lazo_registry::{Document, is_field};
+use serde::Serialize;
+use serde_json::json;
+use serde_json::value::{RawValue, to_raw_value};
 
 use crate::error::Error;
 
+/// The fields of a JSON object, each as it was written.
+type Fields = BTreeMap<String, Box<RawValue>>;
+
 /// The source's config: every field kept as it is, but for what names layers.
 #[derive(Clone, Debug)]
-pub(crate) struct Config(Value);
+pub(crate) struct Config {
+    pub(crate) parsed: lazo_registry::Config,
+    fields: Fields,
+}
 
 impl Config {
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Error> {
-        let value: Value =
-            serde_json::from_slice(bytes).map_err(|e| Error::Image(format!("the image's config is no JSON: {e}")))?;
-        match value.is_object() {
-            true => Ok(Self(value)),
-            false => Err(Error::Image("the image's config is no JSON object".into())),
-        }
-    }
-
-    /// Digests of the uncompressed layers.
-    pub(crate) fn diff_ids(&self) -> Result<Vec<Digest>, Error> {
-        let ids = self.0.pointer("/rootfs/diff_ids").and_then(Value::as_array);
-        let ids = ids.ok_or_else(|| Error::Image("the image's config has no rootfs.diff_ids".into()))?;
-        ids.iter()
-            .map(|id| {
-                let text = id.as_str().unwrap_or_default();
-                text.parse().map_err(|e| Error::Image(format!("the config's diff_ids hold {id}: {e}")))
-            })
-            .collect()
-    }
-
-    /// OS and architecture as the config has them, if it does.
-    pub(crate) fn platform(&self) -> Option<Platform> {
-        let field = |name| self.0.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
-        let mut platform = Platform::default();
-        platform.set_os(field("os")?.into());
-        platform.set_architecture(field("architecture")?.into());
-        platform.set_variant(field("variant").map(str::to_owned));
-        Some(platform)
+    pub(crate) fn parse(document: &Document) -> Result<Self, Error> {
+        let digest = document.descriptor.digest();
+        let parsed = lazo_registry::Config::parse(digest, &document.bytes)?;
+        let fields = serde_json::from_str(&String::from_utf8_lossy(&document.bytes));
+        let fields = fields.map_err(|e| Error::Image(format!("config {digest} is no JSON object: {e}")))?;
+        Ok(Self { parsed, fields })
     }
 
     /// Whether the image says that its programs open files with `O_DIRECT`.
     pub(crate) fn wants_direct_io(&self) -> bool {
-        let labels = self.0.pointer("/config/Labels");
-        labels.and_then(|labels| labels.get(LABEL_DIRECT_IO)).and_then(Value::as_str) == Some(YES)
+        self.parsed.labels().get(LABEL_DIRECT_IO).is_some_and(|label| label == YES)
     }
 
     /// The converted image's config: `kept` tells which source layers have a blob, `diff_ids` names the new layers.
-    pub(crate) fn converted(mut self, kept: &[bool], diff_ids: &[Digest]) -> Vec<u8> {
+    pub(crate) fn converted(mut self, kept: &[bool], diff_ids: &[Digest]) -> Result<Vec<u8>, Error> {
         let ids: Vec<String> = diff_ids.iter().map(ToString::to_string).collect();
-        self.0["rootfs"] = json!({"type": "layers", "diff_ids": ids});
-        if let Some(history) = self.0.get_mut("history").and_then(Value::as_array_mut) {
-            let is_layer = |entry: &Value| !entry.get("empty_layer").and_then(Value::as_bool).unwrap_or(false);
-            if history.iter().filter(|entry| is_layer(entry)).count() == kept.len() {
-                let layers = history.iter_mut().filter(|entry| is_layer(entry) && entry.is_object());
-                for (entry, _) in layers.zip(kept).filter(|(_, kept)| !**kept) {
-                    entry["empty_layer"] = Value::Bool(true);
-                }
-            }
-            history.push(json!({"created_by": "lazo convert", "comment": "bootstrap: metadata of all layers"}));
+        self.fields.retain(|name, _| !is_field(name, "rootfs"));
+        self.fields.insert("rootfs".to_owned(), raw(&json!({"type": "layers", "diff_ids": ids}))?);
+        if let Some(history) =
+            self.fields.iter_mut().find(|(name, _)| is_field(name, "history")).map(|(_, value)| value)
+            && let Ok(Some(entries)) = serde_json::from_str::<Option<Vec<Option<Fields>>>>(history.get())
+        {
+            *history = raw(&with_bootstrap(entries, kept)?)?;
         }
-        self.0.to_string().into_bytes()
+        to_vec(&self.fields)
     }
+}
+
+/// The history of the converted image: layers without a blob have become empty, and the bootstrap is the last one.
+fn with_bootstrap(entries: Vec<Option<Fields>>, kept: &[bool]) -> Result<Vec<Fields>, Error> {
+    let mut entries: Vec<Fields> = entries.into_iter().map(Option::unwrap_or_default).collect();
+    let is_layer =
+        |entry: &Fields| !entry.iter().any(|(name, value)| is_field(name, "empty_layer") && value.get() == "true");
+    if entries.iter().filter(|entry| is_layer(entry)).count() == kept.len() {
+        let layers = entries.iter_mut().filter(|entry| is_layer(entry));
+        for (entry, _) in layers.zip(kept).filter(|(_, kept)| !**kept) {
+            entry.retain(|name, _| !is_field(name, "empty_layer"));
+            entry.insert("empty_layer".to_owned(), raw(&true)?);
+        }
+    }
+    let bootstrap = [
+        ("comment".to_owned(), raw(&"bootstrap: metadata of all layers")?),
+        ("created_by".to_owned(), raw(&"lazo convert")?),
+    ];
+    entries.push(bootstrap.into());
+    Ok(entries)
+}
+
+fn raw(value: &impl Serialize) -> Result<Box<RawValue>, Error> {
+    to_raw_value(value).map_err(|e| Error::Image(format!("its config cannot be written: {e}")))
+}
+
+fn to_vec(fields: &Fields) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(fields).map_err(|e| Error::Image(format!("its config cannot be written: {e}")))
 }
 
 /// The descriptor of a blob layer.

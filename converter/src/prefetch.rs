@@ -6,12 +6,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use globset::{GlobBuilder, GlobMatcher};
+use serde::Serialize;
 
 use crate::error::Error;
 use crate::merge::{FileId, Kind, Merge, NodeRef};
 
 /// Lines of a list: a start opens thousands of files at most.
 const MAX_PATTERNS: usize = 1_000_000;
+/// Unmatched lines that are named; the rest is counted.
+const MAX_UNMATCHED: usize = 100;
 
 /// Paths and globs, in order.
 #[derive(Clone, Debug, Default)]
@@ -20,9 +23,30 @@ pub struct PrefetchList {
 }
 
 #[derive(Clone, Debug)]
-enum Pattern {
-    Path(Vec<u8>),
-    Glob(GlobMatcher),
+struct Pattern {
+    /// Its number in the list, from 1.
+    line: usize,
+    text: Vec<u8>,
+    /// Without one it is a path.
+    glob: Option<GlobMatcher>,
+}
+
+/// Lines of a prefetch list that name no file of an image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Unmatched {
+    /// How many they are.
+    pub count: u64,
+    /// The first 100 of them, each with its number: `12: /usr/bin/x`.
+    pub lines: Vec<String>,
+}
+
+impl Unmatched {
+    fn add(&mut self, pattern: &Pattern) {
+        self.count += 1;
+        if self.lines.len() < MAX_UNMATCHED {
+            self.lines.push(format!("{}: {}", pattern.line, pattern.text.escape_ascii()));
+        }
+    }
 }
 
 impl PrefetchList {
@@ -43,15 +67,16 @@ impl PrefetchList {
             }
             let fail =
                 |why: &dyn std::fmt::Display| Error::Options(format!("prefetch list, line {}: {why}", number + 1));
-            patterns.push(match line.iter().any(|b| b"*?[{\\".contains(b)) {
-                false => Pattern::Path(line.to_vec()),
+            let glob = match line.iter().any(|b| b"*?[{\\".contains(b)) {
+                false => None,
                 true => {
                     let text = std::str::from_utf8(line).map_err(|e| fail(&e))?;
                     let rooted = format!("/{}", text.trim_start_matches('/'));
                     let glob = GlobBuilder::new(&rooted).literal_separator(true).backslash_escape(true).build();
-                    Pattern::Glob(glob.map_err(|e| fail(&e))?.compile_matcher())
+                    Some(glob.map_err(|e| fail(&e))?.compile_matcher())
                 }
-            });
+            };
+            patterns.push(Pattern { line: number + 1, text: line.to_vec(), glob });
         }
         Ok(Self { patterns })
     }
@@ -61,46 +86,37 @@ impl PrefetchList {
         self.patterns.is_empty()
     }
 
-    /// The files of the tree that the list names, each once, in the list's order. Symbolic links are followed, a directory
-    /// stands for all files below it, and what does not exist is passed over.
-    pub(crate) fn files(&self, tree: &mut Merge) -> Vec<FileId> {
+    /// The files of the tree that the list names, each once, in the list's order, and the lines that name none. Symbolic
+    /// links are followed, and a directory stands for all files below it.
+    pub(crate) fn files(&self, tree: &mut Merge) -> (Vec<FileId>, Unmatched) {
         let mut seen = HashSet::new();
         let mut files = Vec::new();
-        let mut add = |id: FileId| {
-            if seen.insert(id) {
-                files.push(id);
-            }
-        };
+        let mut unmatched = Unmatched::default();
         let mut globbed = self.glob_matches(tree).into_iter();
         for pattern in &self.patterns {
-            match pattern {
-                Pattern::Path(path) => {
-                    if let Some(node) = tree.resolve(path) {
-                        files_below(tree, node, &mut add);
+            let paths = match pattern.glob {
+                None => vec![pattern.text.clone()],
+                Some(_) => globbed.next().unwrap_or_default(),
+            };
+            let mut names_none = true;
+            for node in paths.iter().filter_map(|path| tree.resolve(path)).collect::<Vec<_>>() {
+                files_below(tree, node, &mut |id| {
+                    names_none = false;
+                    if seen.insert(id) {
+                        files.push(id);
                     }
-                }
-                Pattern::Glob(_) => {
-                    for path in globbed.next().unwrap_or_default() {
-                        if let Some(node) = tree.resolve(&path) {
-                            files_below(tree, node, &mut add);
-                        }
-                    }
-                }
+                });
+            }
+            if names_none {
+                unmatched.add(pattern);
             }
         }
-        files
+        (files, unmatched)
     }
 
     /// The paths that each glob matches, in one pass over the tree.
     fn glob_matches(&self, tree: &Merge) -> Vec<Vec<Vec<u8>>> {
-        let globs: Vec<&GlobMatcher> = self
-            .patterns
-            .iter()
-            .filter_map(|p| match p {
-                Pattern::Glob(glob) => Some(glob),
-                Pattern::Path(_) => None,
-            })
-            .collect();
+        let globs: Vec<&GlobMatcher> = self.patterns.iter().filter_map(|pattern| pattern.glob.as_ref()).collect();
         let mut matches = vec![Vec::new(); globs.len()];
         if !globs.is_empty() {
             tree.visit(tree.root(), &mut Vec::new(), &mut |path, _| {

@@ -45,8 +45,8 @@ fn entries(directory: &Path) -> usize {
 
 async fn read(reference: &ImageRef) {
     let Ok(source) = Source::open(reference, &Options::default()).await else { return };
-    for descriptor in source.platforms().await.into_iter().flatten() {
-        let Ok(manifest) = source.manifest(&descriptor).await else { continue };
+    for (_, manifest) in source.images().await.into_iter().flat_map(|images| images.images) {
+        let Ok(manifest) = manifest else { continue };
         let _ = source.document(manifest.manifest.config()).await;
         for layer in manifest.manifest.layers() {
             let Ok(mut stream) = source.blob(layer).await else { continue };

@@ -7,7 +7,7 @@ use std::fs;
 
 use lazo_format::Digest;
 use lazo_registry::oci_spec::image::MediaType;
-use lazo_registry::{Document, ImageRef, Options, Platform, Source, is_attestation};
+use lazo_registry::{Config, Document, ImageRef, LazoLayers, Options, Platform, Source, is_attestation};
 use libfuzzer_sys::fuzz_target;
 use serde_json::json;
 
@@ -40,6 +40,7 @@ fuzz_target!(|data: &[u8]| {
     let media_type = MEDIA_TYPES[usize::from(*choice) % MEDIA_TYPES.len()];
     let document = Document::new(MediaType::from(media_type), bytes.to_vec());
     let _ = document.content();
+    let _ = Config::parse("config", bytes);
     if let Ok(text) = std::str::from_utf8(bytes) {
         parse_names(text);
     }
@@ -75,10 +76,11 @@ async fn read(layout: &std::path::Path) {
     let source = Source::open(&reference, &Options::default()).await.unwrap();
     let _ = source.root().await;
     let _ = source.resolve(&"linux/amd64".parse().unwrap()).await;
-    for descriptor in source.platforms().await.into_iter().flatten() {
+    for (descriptor, manifest) in source.images().await.into_iter().flat_map(|images| images.images) {
         let _ = is_attestation(&descriptor);
-        let Ok(manifest) = source.manifest(&descriptor).await else { continue };
-        let _ = source.document(manifest.manifest.config()).await;
+        let Ok(manifest) = manifest else { continue };
+        let _ = source.config(&manifest).await;
+        let _ = LazoLayers::read(&manifest.manifest);
         for layer in manifest.manifest.layers() {
             let _ = source.blob(layer).await.map(|stream| stream.size());
         }

@@ -7,18 +7,21 @@ use std::{collections::HashMap, path::Path};
 use lazo_base::compression::Compression;
 use lazo_format::{Algorithm, Digest, Hasher};
 use oci_spec::image::{Descriptor, ImageManifest, ImageManifestBuilder, MediaType, SCHEMA_VERSION};
-use serde::Deserialize;
 
 use crate::{
     archive::Archive,
+    config::Config,
     document::{Document, MAX_DOCUMENT, descriptor, to_json},
     error::{Error, Result},
+    json::{Json, Value},
     reference::normalized_name,
     section::Section,
 };
 
 /// Most layers of an image. Overlayfs takes 500, docker makes 127.
 const MAX_LAYERS: usize = 4096;
+/// Most images listed in a message.
+const MAX_LISTED: usize = 32;
 /// Bytes hashed at a time.
 const HASH_PIECE: usize = 1 << 20;
 
@@ -31,24 +34,11 @@ pub(crate) struct DockerArchive {
 }
 
 /// An image in `manifest.json`.
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[derive(Debug, PartialEq, Eq)]
 struct Entry {
     config: String,
-    #[serde(default)]
-    repo_tags: Option<Vec<String>>,
+    tags: Vec<String>,
     layers: Vec<String>,
-}
-
-/// The part of an image's config that counts here; the rest is passed on as it is.
-#[derive(Deserialize)]
-struct Config {
-    rootfs: RootFs,
-}
-
-#[derive(Deserialize)]
-struct RootFs {
-    diff_ids: Vec<Digest>,
 }
 
 impl DockerArchive {
@@ -56,25 +46,22 @@ impl DockerArchive {
     pub(crate) fn open(path: &Path, reference: Option<&str>) -> Result<Self> {
         let archive = Archive::open(path)?;
         let what = format!("docker archive {}", archive.path());
-        let manifest = read(&archive, "manifest.json")?;
-        let entries: Vec<Entry> =
-            serde_json::from_slice(&manifest).map_err(|e| Error::invalid(format_args!("{what}: manifest.json"), e))?;
+        let entries = entries(&format!("manifest.json of {what}"), &read(&archive, "manifest.json")?)?;
         let entry = choose(&entries, reference).map_err(|reason| Error::invalid(&what, reason))?;
         let config = Document::new(MediaType::ImageConfig, read(&archive, &entry.config)?);
-        let image: Config = serde_json::from_slice(&config.bytes)
-            .map_err(|e| Error::invalid(format_args!("{what}: {}", entry.config), e))?;
-        let diff_ids = image.rootfs.diff_ids;
+        let image = Config::parse(format_args!("{} of {what}", entry.config), &config.bytes)?;
+        let diff_ids = image.diff_ids();
         if diff_ids.len() != entry.layers.len() || diff_ids.len() > MAX_LAYERS {
             let reason =
-                format!("{} layers, but {} diffIDs (at most {MAX_LAYERS})", entry.layers.len(), diff_ids.len());
-            return Err(Error::invalid(what, reason));
+                format!("{} layers, but {} diff_ids (at most {MAX_LAYERS})", entry.layers.len(), diff_ids.len());
+            return Err(Error::invalid(format_args!("{} of {what}", entry.config), reason));
         }
         let mut layers = HashMap::new();
         let mut descriptors = Vec::with_capacity(diff_ids.len());
-        for (name, diff_id) in entry.layers.iter().zip(diff_ids) {
-            let shown = format!("layer {name} of {what}");
+        for (number, (name, diff_id)) in (1..).zip(entry.layers.iter().zip(diff_ids)) {
+            let shown = format!("layer {number} of {} ({name}) of {what}", diff_ids.len());
             let section = archive.find(name)?.ok_or_else(|| Error::NotFound { what: shown.clone() })?;
-            let (digest, layer) = describe(&section, diff_id, &shown)?;
+            let (digest, layer) = describe(&section, *diff_id, &shown)?;
             layers.insert(digest, section);
             descriptors.push(layer);
         }
@@ -124,25 +111,51 @@ fn read(archive: &Archive, name: &str) -> Result<Vec<u8>> {
     section.read_all().map_err(|e| Error::io(format_args!("cannot read {}", what()), e))
 }
 
+fn entries(what: &str, bytes: &[u8]) -> Result<Vec<Entry>> {
+    let entry = |value: Value<'_>| {
+        let mut fields = value.object(&["Config", "RepoTags", "Layers"])?;
+        Ok(Entry {
+            config: fields.need("Config")?.text()?,
+            tags: fields.read("RepoTags", Value::texts)?,
+            layers: fields.read("Layers", Value::texts)?,
+        })
+    };
+    Json::new(what, bytes).root()?.list()?.into_iter().map(entry).collect()
+}
+
 fn choose<'a>(entries: &'a [Entry], reference: Option<&str>) -> Result<&'a Entry, String> {
     let tags = || {
-        let tags: Vec<&str> = entries.iter().flat_map(|e| e.repo_tags.iter().flatten()).map(String::as_str).collect();
-        if tags.is_empty() { "no tags".to_owned() } else { tags.join(", ") }
+        let named = entries.iter().enumerate().map(|(number, entry)| match entry.tags.is_empty() {
+            true => format!("@{number} without a name"),
+            false => format!("@{number} {}", entry.tags.join(", ")),
+        });
+        named.take(MAX_LISTED).collect::<Vec<_>>().join("; ")
     };
-    let Some(reference) = reference else {
-        return match entries {
-            [only] => Ok(only),
-            [] => Err("it holds no image".to_owned()),
-            _ => Err(format!("it holds {} images; name one (or @0, @1, ...): {}", entries.len(), tags())),
-        };
+    let found: Vec<&Entry> = match reference {
+        None => entries.iter().collect(),
+        Some(reference) => match reference.strip_prefix('@') {
+            Some(number) => number.parse().ok().and_then(|n: usize| entries.get(n)).into_iter().collect(),
+            None => {
+                let wanted = normalized_name(reference);
+                let named = |entry: &&Entry| entry.tags.iter().any(|tag| normalized_name(tag) == wanted);
+                entries.iter().filter(named).collect()
+            }
+        },
     };
-    if let Some(number) = reference.strip_prefix('@') {
-        let found = number.parse().ok().and_then(|n: usize| entries.get(n));
-        return found.ok_or_else(|| format!("it has no image {reference}, only {}", entries.len()));
+    let such = reference.map_or_else(String::new, |reference| format!(" {reference}"));
+    match found.as_slice() {
+        [] if entries.is_empty() => Err("it holds no image".to_owned()),
+        [] => Err(format!("it has no image{such}; it has: {}", tags())),
+        [first, others @ ..] if others.iter().all(|other| other.is_same(first)) => Ok(first),
+        _ => Err(format!("it holds {} images{such}; name one by its tag or @NUMBER: {}", found.len(), tags())),
     }
-    let wanted = normalized_name(reference);
-    let named = |e: &&Entry| e.repo_tags.iter().flatten().any(|t| normalized_name(t) == wanted);
-    entries.iter().find(named).ok_or_else(|| format!("it has no image {reference}; it has: {}", tags()))
+}
+
+impl Entry {
+    /// Whether it is the same image, whatever its tags.
+    fn is_same(&self, other: &Self) -> bool {
+        self.config == other.config && self.layers == other.layers
+    }
 }
 
 /// A layer's digest and descriptor, from its first bytes and its diffID.

@@ -106,7 +106,7 @@ pub enum Error {
         reason: String,
     },
     /// The image has no manifest for the platform.
-    #[error("{what} has no image for {wanted}; it has: {available}")]
+    #[error("{what} has no image for {wanted}; choose another one with --platform, it has: {available}")]
     NoPlatform {
         /// The image.
         what: String,

@@ -10,17 +10,17 @@ use std::{
 
 use lazo_format::Digest;
 use lru::LruCache;
-use oci_spec::image::{Descriptor, ImageIndex, MediaType, OciLayout};
+use oci_spec::image::{Descriptor, MediaType, OciLayout};
+use serde_json::json;
 
 use crate::{
     archive::Archive,
-    document::{Document, MAX_DOCUMENT, digest_of},
+    choice::{Choice, NoChoice, REF_NAME, annotation, choose},
+    document::{Document, MAX_DOCUMENT, digest_of, parse_index, to_json},
     error::{Error, Result},
     section::{Section, blocking},
 };
 
-/// Annotation that holds an image's tag.
-pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// Blobs of a layout kept open, so that range reads cost one system call: far below any limit on open files.
 const OPEN_BLOBS: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
 
@@ -48,6 +48,13 @@ impl Files {
             Self::Directory(root) => format!("layout {}", root.display()),
             Self::Archive(archive) => format!("archive {}", archive.path()),
         }
+    }
+
+    /// The entries of `index.json`; blocking.
+    pub(crate) fn entries(&self) -> Result<Vec<Descriptor>> {
+        check_version(self)?;
+        let bytes = self.read("index.json")?;
+        Ok(parse_index(&format!("index.json of {}", self.shown()), &bytes)?.manifests().clone())
     }
 
     /// A small document at the top; blocking.
@@ -84,6 +91,19 @@ impl Layout {
             Root::Entry(descriptor) => self.document(&descriptor).await,
             Root::Whole(document) => Ok(*document),
         }
+    }
+
+    /// What a commit with this tag would replace: of a directory the entries with just this tag, and all of an archive.
+    pub(crate) async fn replaced(&self) -> Result<Vec<Document>> {
+        let inner = self.0.clone();
+        let entries =
+            blocking(move || inner.files.entries()).await.map_err(|e| Error::io("cannot read layout", e))??;
+        let is_archive = matches!(self.0.files, Files::Archive(_));
+        let mut replaced = Vec::new();
+        for entry in entries.iter().filter(|entry| is_archive || annotation(entry, REF_NAME) == self.0.tag.as_deref()) {
+            replaced.push(self.document(entry).await?);
+        }
+        Ok(replaced)
     }
 
     pub(crate) async fn document(&self, descriptor: &Descriptor) -> Result<Document> {
@@ -131,35 +151,25 @@ impl Layout {
 enum Root {
     /// An entry of `index.json`.
     Entry(Box<Descriptor>),
-    /// `index.json` itself: one untagged entry a platform.
+    /// An index made of several entries, one a platform.
     Whole(Box<Document>),
 }
 
 impl Inner {
     fn find_root(&self) -> Result<Root> {
-        check_version(&self.files)?;
-        let bytes = self.files.read("index.json")?;
-        let index = parse_index(&bytes).map_err(|e| Error::invalid(self.what(), e))?;
-        let entries = index.manifests();
-        let tagged = |tag: &str| -> Vec<&Descriptor> { entries.iter().filter(|d| ref_name(d) == Some(tag)).collect() };
-        let found = match &self.tag {
-            Some(tag) => tagged(tag),
-            None => entries.iter().collect(),
-        };
-        match (found.as_slice(), &self.tag) {
-            ([only], _) => Ok(Root::Entry(Box::new((*only).clone()))),
-            ([], Some(tag)) => {
-                Err(Error::NotFound { what: format!("tag {tag} in {}; it has: {}", self.what(), tags(&index)) })
+        let entries = self.files.entries()?;
+        match choose(&entries, self.tag.as_deref()) {
+            Ok(Choice::One(number)) => Ok(Root::Entry(Box::new(entries[number].clone()))),
+            Ok(Choice::Platforms(numbers)) => {
+                let chosen: Vec<Descriptor> = numbers.into_iter().map(|number| entries[number].clone()).collect();
+                let index = json!({ "schemaVersion": 2, "mediaType": MediaType::ImageIndex, "manifests": chosen });
+                Ok(Root::Whole(Box::new(Document::new(MediaType::ImageIndex, to_json(&index)?))))
             }
-            ([], None) => Err(Error::NotFound { what: format!("any image in {}", self.what()) }),
-            (several, None) if several.iter().all(|d| ref_name(d).is_none() && d.platform().is_some()) => {
-                Ok(Root::Whole(Box::new(Document::new(MediaType::ImageIndex, bytes))))
+            Err(NoChoice::Several(which)) => Err(Error::invalid(self.what(), which)),
+            Err(NoChoice::Missing(what_there_is)) => {
+                let wanted = self.tag.as_ref().map_or_else(|| "any image".to_owned(), |tag| format!("image {tag}"));
+                Err(Error::NotFound { what: format!("{wanted} in {}, {what_there_is}", self.what()) })
             }
-            (_, Some(tag)) => Err(Error::invalid(self.what(), format_args!("several images have the tag {tag}"))),
-            (_, None) => Err(Error::invalid(
-                self.what(),
-                format_args!("it holds several images; name one of the tags: {}", tags(&index)),
-            )),
         }
     }
 
@@ -183,20 +193,6 @@ pub(crate) fn check_version(files: &Files) -> Result<()> {
         return Ok(());
     }
     Err(Error::invalid(what, format_args!("image layout version {version:?} is not 1.x")))
-}
-
-/// `index.json`, in which umoci and others leave out what the format demands.
-pub(crate) fn parse_index(bytes: &[u8]) -> Result<ImageIndex, serde_json::Error> {
-    serde_json::from_slice(bytes)
-}
-
-pub(crate) fn ref_name(descriptor: &Descriptor) -> Option<&str> {
-    descriptor.annotations().as_ref()?.get(REF_NAME).map(String::as_str)
-}
-
-fn tags(index: &ImageIndex) -> String {
-    let names: Vec<&str> = index.manifests().iter().filter_map(ref_name).take(32).collect();
-    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
 /// Where a layout keeps a blob.

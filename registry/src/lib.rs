@@ -10,6 +10,8 @@
 mod archive;
 mod auth;
 mod blob;
+mod choice;
+mod config;
 mod destination;
 mod docker_archive;
 mod document;
@@ -17,7 +19,9 @@ mod endpoint;
 mod error;
 mod hosts;
 mod http;
+mod json;
 mod layout;
+mod lazo;
 pub mod media;
 mod options;
 mod platform;
@@ -25,22 +29,28 @@ mod reference;
 mod registry;
 mod repository;
 mod section;
+mod select;
 mod shared;
 mod source;
 mod web;
 
 pub use blob::BlobStream;
+pub use choice::{LeftOut, is_attestation};
+pub use config::Config;
 pub use destination::{Destination, Outcome};
 pub use document::{
-    Content, Document, MAX_DOCUMENT, MAX_INDEX_DEPTH, MAX_INDEX_ENTRIES, Manifest, descriptor, digest_of,
-    is_attestation, to_json,
+    Content, Document, MAX_DOCUMENT, MAX_INDEX_DEPTH, MAX_INDEX_ENTRIES, Manifest, descriptor, digest_of, parse_index,
+    parse_manifest, to_json,
 };
 pub use endpoint::{Endpoint, RangeStream};
 pub use error::{Error, ErrorKind, Result};
+pub use json::is_field;
+pub use lazo::{LazoBlob, LazoFault, LazoLayers};
 pub use oci_spec;
 pub use options::Options;
-pub use platform::Platform;
+pub use platform::{Platform, shown as shown_platform};
 pub use reference::{DockerRef, ImageRef};
+pub use select::{Found, Images, Selected};
 pub use shared::Shared;
 pub use source::Source;
 pub use web::Web;

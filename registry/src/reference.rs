@@ -43,14 +43,15 @@ pub enum ImageRef {
     OciLayout {
         /// The directory.
         path: PathBuf,
-        /// `org.opencontainers.image.ref.name` in its index.
+        /// `org.opencontainers.image.ref.name` or `io.containerd.image.name` in its index; to read, also `@N` for the N-th
+        /// entry, counted from 0, or `@DIGEST`.
         tag: Option<String>,
     },
     /// `oci-archive:FILE[:TAG]`: an OCI image layout in an uncompressed tar.
     OciArchive {
         /// The tar file.
         path: PathBuf,
-        /// `org.opencontainers.image.ref.name` in its index.
+        /// As in a layout directory.
         tag: Option<String>,
     },
     /// `docker-archive:FILE[:REF]`: what `docker save` writes. A source only.
@@ -179,11 +180,18 @@ fn split_path(rest: &str) -> Result<(PathBuf, Option<String>), String> {
 fn check_ref_name(tag: Option<&str>) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-._:@/+".contains(c);
     match tag {
+        Some(tag) if tag.strip_prefix('@').is_some_and(|rest| !is_number_or_digest(rest)) => {
+            Err(format!("{tag:?} is neither an image number (@0, @1, ...) nor a digest"))
+        }
         Some(tag) if !tag.chars().all(allowed) => {
             Err(format!("tag {tag:?} may only hold letters, digits and any of -._:@/+"))
         }
         _ => Ok(()),
     }
+}
+
+fn is_number_or_digest(text: &str) -> bool {
+    text.parse::<u32>().is_ok() || text.parse::<Digest>().is_ok()
 }
 
 fn check_archive_reference(reference: Option<&str>) -> Result<(), String> {
@@ -374,6 +382,9 @@ mod tests {
             ("oci:/tmp/dir", "oci:/tmp/dir"),
             ("oci:rel:tag/with:colon", "oci:rel:tag/with:colon"),
             ("oci-archive:a.tar:v1", "oci-archive:a.tar:v1"),
+            ("oci-archive:a.tar:docker.io/library/a:1", "oci-archive:a.tar:docker.io/library/a:1"),
+            ("oci:dir:@1", "oci:dir:@1"),
+            (&format!("oci:dir:@{digest}"), &format!("oci:dir:@{digest}")),
             ("docker-archive:a.tar", "docker-archive:a.tar"),
             ("docker-archive:a.tar:alpine:3", "docker-archive:a.tar:alpine:3"),
             ("docker-archive:a.tar:@1", "docker-archive:a.tar:@1"),
@@ -411,6 +422,8 @@ mod tests {
             ("oci::tag", "path is empty"),
             ("oci:dir:", "nothing follows"),
             ("oci:dir:a b", "may only hold"),
+            ("oci:dir:@x", "neither an image number"),
+            ("oci-archive:f:@sha256:12", "neither an image number"),
             ("docker-archive:f:@x", "image number"),
             ("dir:/tmp", "transport dir: is not supported"),
             ("https://h.example/a", "transport https:// is not supported"),

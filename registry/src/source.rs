@@ -1,6 +1,6 @@
 //! Reading an image from wherever it is.
 
-use std::{collections::HashSet, fmt, ops::Range, sync::Arc};
+use std::{fmt, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use lazo_format::Digest;
@@ -10,15 +10,12 @@ use crate::{
     archive::Archive,
     blob::BlobStream,
     docker_archive::DockerArchive,
-    document::{
-        Content, Document, MAX_INDEX_DEPTH, MAX_INDEX_ENTRIES, Manifest, available, choose, digest_of, is_attestation,
-    },
+    document::{Content, Document, Manifest, digest_of},
     endpoint::{Endpoint, Local, check_bounds},
     error::{Error, Result},
     layout::{Files, Layout},
     media,
     options::Options,
-    platform::Platform,
     reference::ImageRef,
     registry::foreign,
     repository::Repository,
@@ -87,6 +84,22 @@ impl Source {
         }
     }
 
+    /// What writing to this reference replaces: what the tag stands for, in a layout only what has just this tag, and all of
+    /// an archive.
+    ///
+    /// # Errors
+    /// As [`Self::root`], but that there is nothing yet is none.
+    pub async fn replaced(&self) -> Result<Vec<Document>> {
+        let found = match &self.kind {
+            Kind::Local(Local::Layout(layout)) => layout.replaced().await,
+            _ => self.root().await.map(|root| vec![root]),
+        };
+        match found {
+            Err(error) if error.is_not_found() => Ok(Vec::new()),
+            found => found,
+        }
+    }
+
     /// A manifest, index or config by its descriptor.
     ///
     /// # Errors
@@ -104,81 +117,13 @@ impl Source {
     /// # Errors
     /// As [`Self::document`], and when it is no image manifest.
     pub async fn manifest(&self, descriptor: &Descriptor) -> Result<Manifest> {
-        manifest(self.document(descriptor).await?)
-    }
-
-    /// The image manifest for a platform. A reference to a single manifest is that one, whatever its platform.
-    ///
-    /// # Errors
-    /// As [`Self::root`]; when no manifest suits, which lists those there are; when indexes nest deeper than
-    /// [`MAX_INDEX_DEPTH`].
-    pub async fn resolve(&self, platform: &Platform) -> Result<Manifest> {
-        Ok(self.resolve_with_indexes(platform).await?.1)
-    }
-
-    /// The same, with the indexes that lead to it, outermost first.
-    ///
-    /// # Errors
-    /// As [`Self::resolve`].
-    pub async fn resolve_with_indexes(&self, platform: &Platform) -> Result<(Vec<Document>, Manifest)> {
-        let mut indexes = Vec::new();
-        let mut document = self.root().await?;
-        for _ in 0..=MAX_INDEX_DEPTH {
-            let index = match document.content()? {
-                Content::Manifest(_) => return Ok((indexes, manifest(document)?)),
-                Content::Index(index) => index,
-            };
-            let chosen = choose(&index, platform).ok_or_else(|| Error::NoPlatform {
-                what: self.reference.to_string(),
-                wanted: platform.to_string(),
-                available: available(&index),
-            })?;
-            let next = self.document(chosen).await?;
-            indexes.push(std::mem::replace(&mut document, next));
-        }
-        Err(self.too_deep())
-    }
-
-    /// The image manifests of all platforms, in order and each once; for a single manifest, itself. What is no image
-    /// (build attestations, artifacts) is left out.
-    ///
-    /// # Errors
-    /// As [`Self::root`], and beyond [`MAX_INDEX_DEPTH`] or [`MAX_INDEX_ENTRIES`].
-    pub async fn platforms(&self) -> Result<Vec<Descriptor>> {
-        let root = self.root().await?;
-        let index = match root.content()? {
-            Content::Manifest(_) => return Ok(vec![root.descriptor]),
-            Content::Index(index) => index,
-        };
-        let mut found = Vec::new();
-        let mut seen = HashSet::new();
-        // Depth first, so that order is kept; what is to be visited is bounded with what was seen.
-        let mut pending: Vec<(usize, Descriptor)> = index.manifests().iter().rev().map(|d| (1, d.clone())).collect();
-        while let Some((depth, entry)) = pending.pop() {
-            if is_attestation(&entry) || !seen.insert(entry.digest().to_string()) {
-                continue;
-            }
-            if seen.len() + pending.len() > MAX_INDEX_ENTRIES {
-                return Err(Error::invalid(&self.reference, format_args!("over {MAX_INDEX_ENTRIES} index entries")));
-            }
-            if media::is_manifest(entry.media_type()) {
-                found.push(entry);
-                continue;
-            }
-            if !media::is_index(entry.media_type()) {
-                return Err(Error::invalid(
-                    &self.reference,
-                    format_args!("index entry {} is of type {}, no image", entry.digest(), entry.media_type()),
-                ));
-            }
-            if depth > MAX_INDEX_DEPTH {
-                return Err(self.too_deep());
-            }
-            if let Content::Index(nested) = self.document(&entry).await?.content()? {
-                pending.extend(nested.manifests().iter().rev().map(|d| (depth + 1, d.clone())));
+        let document = self.document(descriptor).await?;
+        match document.content()? {
+            Content::Manifest(manifest) => Ok(Manifest::new(document, *manifest)),
+            Content::Index(_) => {
+                Err(Error::invalid(format_args!("manifest {}", descriptor.digest()), "it is an index, no image"))
             }
         }
-        Ok(found)
     }
 
     /// The places that blobs come from, in the order in which they should be asked: mirrors, then the registry itself; or
@@ -189,10 +134,6 @@ impl Source {
             Kind::Registry(repository) => repository.endpoints(),
             Kind::Local(local) => vec![Endpoint::local(local.clone())],
         }
-    }
-
-    fn too_deep(&self) -> Error {
-        Error::invalid(&self.reference, format_args!("indexes nest deeper than {MAX_INDEX_DEPTH}"))
     }
 
     /// A whole blob, verified as it comes: the stream ends well only if digest and size were right. A connection that
@@ -241,17 +182,6 @@ impl Source {
                 let part = section.slice(range).ok_or_else(|| Error::invalid(&what, "range outside of it"))?;
                 part.bytes().await.map_err(|e| Error::io(format_args!("cannot read {what}"), e))
             }
-        }
-    }
-}
-
-fn manifest(document: Document) -> Result<Manifest> {
-    match document.content()? {
-        Content::Manifest(manifest) => {
-            Ok(Manifest { descriptor: document.descriptor, bytes: document.bytes, manifest: *manifest })
-        }
-        Content::Index(_) => {
-            Err(Error::invalid(format_args!("manifest {}", document.descriptor.digest()), "it is an index, no image"))
         }
     }
 }

@@ -11,7 +11,7 @@ mod paths;
 mod report;
 
 use lazo_format::Digest;
-use lazo_registry::{Manifest, Source};
+use lazo_registry::{Images, LazoFault, LazoLayers, LeftOut, Manifest, Source};
 
 use crate::error::{Error, Result};
 use blobs::Known;
@@ -32,22 +32,27 @@ pub trait Progress: Send + Sync {
 /// # Errors
 /// When there is no lazo image to check, or nothing can be had of it at all. Everything else is a [`Fault`].
 pub async fn check(source: &Source, progress: &dyn Progress) -> Result<Report> {
-    let mut report = Report { image: source.reference().to_string(), images: Vec::new(), others: 0 };
+    let Images { images, left_out, .. } = source.images().await?;
+    let mut report = Report { image: source.reference().to_string(), images: Vec::new(), not_checked: left_out };
     let mut known = Known::new();
-    for descriptor in source.platforms().await? {
+    let mut not_lazo = None;
+    for (descriptor, manifest) in images {
         let mut image = ImageReport::new(&descriptor);
-        match source.manifest(&descriptor).await {
+        match manifest {
             Err(error) => image.add(Part::Manifest, chain(&error)),
-            Ok(manifest) if !documents::is_lazo(&manifest.manifest) => {
-                report.others += 1;
-                continue;
-            }
-            Ok(manifest) => check_image(source, &manifest, &mut known, progress, &mut image).await?,
+            Ok(manifest) => match LazoLayers::read(&manifest.manifest) {
+                Err(LazoFault::NotLazo(reason)) => {
+                    not_lazo = Some(reason);
+                    report.not_checked.push(LeftOut::entry(&descriptor));
+                    continue;
+                }
+                _ => check_image(source, &manifest, &mut known, progress, &mut image).await?,
+            },
         }
         report.images.push(image);
     }
     if report.images.is_empty() {
-        let reason = "no manifest has a bootstrap layer".to_owned();
+        let reason = not_lazo.unwrap_or_else(|| "its index names no image".to_owned());
         return Err(Error::NotLazo { image: report.image, reason });
     }
     Ok(report)

@@ -25,12 +25,8 @@ pub(crate) mod verify;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use lazo_format::media::{
-    ANNOTATION_BLOB, ANNOTATION_BOOTSTRAP, ANNOTATION_DIRECT_IO, BOOTSTRAP_VERSION, LAZO_BLOB, YES,
-};
 use lazo_format::{BlobIndex, Bootstrap, Digest, Index};
-use lazo_registry::oci_spec::image::{Descriptor, ImageManifest};
-use lazo_registry::{ImageRef, Platform, Source, digest_of};
+use lazo_registry::{ImageRef, LazoFault, LazoLayers, Platform, Source, digest_of};
 
 use crate::error::{Error, Result};
 use crate::mapped::Mapped;
@@ -68,10 +64,10 @@ impl LazoImage {
         }
         let manifest = source.resolve(platform).await?;
         let digest = digest_of(&manifest.descriptor)?;
-        let layout = Layout::of(&name, &manifest.manifest)?;
+        let layers = sound(&name, LazoLayers::sound(&manifest.manifest))?;
         let kept = match keep::open(&images, &digest) {
             Some(kept) => kept,
-            None => download::download(source, &images, &manifest, &layout, &name).await?,
+            None => download::download(source, &images, &manifest, &layers, &name).await?,
         };
         if let ImageRef::Docker(reference) = source.reference()
             && let Some(wanted) = &reference.digest
@@ -145,15 +141,15 @@ impl LazoImage {
     /// Parses what was validated before, and checks that manifest, bootstrap and index speak of the same blobs. Independent of the
     /// number of entries.
     fn assemble(name: String, kept: Kept) -> Result<Self> {
-        let layout = kept.manifest.as_ref().map(|manifest| Layout::of(&name, manifest)).transpose()?;
+        let layers = kept.manifest.as_ref().map(|manifest| sound(&name, LazoLayers::sound(manifest))).transpose()?;
         let index = Index::parse(kept.index).map_err(|source| Error::Index { image: name.clone(), source })?;
         if index.header().bootstrap_size != kept.bootstrap.as_ref().len() as u64 {
             return damaged(&name, "the bootstrap has not the size that the chunk index says");
         }
         let mut direct_io = false;
-        if let Some(layout) = layout {
-            check_blobs(&name, &layout, &index)?;
-            direct_io = annotation(layout.bootstrap, ANNOTATION_DIRECT_IO) == Some(YES);
+        if let Some(layers) = layers {
+            check_blobs(&name, &layers, &index)?;
+            direct_io = layers.wants_direct_io();
         }
         let bad = |source| Error::Bootstrap { image: name.clone(), source };
         let bootstrap = Bootstrap::parse(kept.bootstrap).map_err(bad)?;
@@ -163,54 +159,30 @@ impl LazoImage {
     }
 }
 
-/// The layers of a lazo image's manifest.
-struct Layout<'a> {
-    blobs: &'a [Descriptor],
-    bootstrap: &'a Descriptor,
-}
-
-impl<'a> Layout<'a> {
-    fn of(image: &str, manifest: &'a ImageManifest) -> Result<Self> {
-        let not_lazo = |reason: &str| Error::NotLazo { image: image.to_owned(), reason: reason.to_owned() };
-        let Some((bootstrap, blobs)) = manifest.layers().split_last() else {
-            return Err(not_lazo("it has no layers"));
-        };
-        match annotation(bootstrap, ANNOTATION_BOOTSTRAP) {
-            Some(BOOTSTRAP_VERSION) => {}
-            Some(version) => {
-                let reason = format!("its bootstrap is of version {version:?}, this lazo reads {BOOTSTRAP_VERSION}");
-                return damaged(image, &reason);
-            }
-            None => return Err(not_lazo("its last layer is no bootstrap")),
+/// What the reader of manifests and configs says, as an error about this image.
+fn sound<T>(image: &str, read: std::result::Result<T, LazoFault>) -> Result<T> {
+    read.map_err(|fault| match fault {
+        LazoFault::NotLazo(reason) => Error::NotLazo { image: image.to_owned(), reason },
+        LazoFault::Manifest(reason) => {
+            Error::Damaged { image: image.to_owned(), reason: format!("manifest: {reason}") }
         }
-        for blob in blobs {
-            if blob.media_type().as_ref() != LAZO_BLOB
-                || annotation(blob, ANNOTATION_BLOB) != Some(blob.digest().as_ref())
-            {
-                return damaged(image, &format!("layer {} is no lazo blob", blob.digest()));
-            }
-        }
-        Ok(Self { blobs, bootstrap })
-    }
-}
-
-fn annotation<'a>(layer: &'a Descriptor, key: &str) -> Option<&'a str> {
-    layer.annotations().as_ref()?.get(key).map(String::as_str)
+        LazoFault::Config(reason) => Error::Damaged { image: image.to_owned(), reason: format!("config: {reason}") },
+    })
 }
 
 fn damaged<T>(image: &str, reason: &str) -> Result<T> {
     Err(Error::Damaged { image: image.to_owned(), reason: reason.to_owned() })
 }
 
-fn check_blobs(image: &str, layout: &Layout<'_>, index: &Index<Mapped>) -> Result<()> {
-    if index.blob_count() != layout.blobs.len() {
-        let reason = format!("the manifest has {} blobs, the chunk index {}", layout.blobs.len(), index.blob_count());
+fn check_blobs(image: &str, layers: &LazoLayers, index: &Index<Mapped>) -> Result<()> {
+    if index.blob_count() != layers.blobs.len() {
+        let reason = format!("the manifest has {} blobs, the chunk index {}", layers.blobs.len(), index.blob_count());
         return damaged(image, &reason);
     }
-    for (number, layer) in (0..).map(BlobIndex).zip(layout.blobs) {
+    for (number, blob) in (0..).map(BlobIndex).zip(&layers.blobs) {
         let record = index.blob(number).map_err(|source| Error::Index { image: image.to_owned(), source })?;
-        if digest_of(layer)? != record.digest || layer.size() != record.compressed_size {
-            let reason = format!("blob {} of the manifest is not blob {number} of the chunk index", layer.digest());
+        if blob.digest != record.digest || blob.descriptor.size() != record.compressed_size {
+            let reason = format!("blob {} of the manifest is not blob {number} of the chunk index", blob.digest);
             return damaged(image, &reason);
         }
     }

@@ -355,7 +355,7 @@ async fn all_lazo_images_of_an_index_are_checked() {
     layout.set_manifests(&[good, plain.clone(), annotated]);
     let report = layout.check().await;
     assert!(report.is_good(), "{report:#?}");
-    assert_eq!((report.images.len(), report.others), (2, 1));
+    assert_eq!((report.images.len(), report.not_checked.len()), (2, 1));
     // The second image's blobs are the first one's.
     assert_eq!((report.images[0].blobs_known, report.images[1].blobs_known), (0, 2));
     assert_eq!(report.images[1].platform.as_deref(), Some("linux/arch2"));

@@ -11,6 +11,7 @@ mod demo;
 mod fairness;
 mod faults;
 mod hostile;
+mod images;
 mod interop;
 mod lazy;
 mod load;

@@ -13,14 +13,17 @@ use std::{
 };
 
 use lazo_format::{Digest, Hasher};
-use oci_spec::image::{Descriptor, ImageIndex, ImageIndexBuilder, MediaType, OciLayoutBuilder, SCHEMA_VERSION};
+use oci_spec::image::{Descriptor, MediaType, OciLayoutBuilder, SCHEMA_VERSION};
+use serde_json::{Map, Value};
 use tempfile::{NamedTempFile, TempDir};
 
-use super::{Files, REF_NAME, blob_path, check_version, parse_index, ref_name};
+use super::{Files, blob_path, check_version};
 use crate::{
+    choice::{REF_NAME, annotation},
     destination::Outcome,
-    document::{Document, digest_of, to_json},
+    document::{Document, digest_of, parse_index, to_json},
     error::{Error, Result},
+    json::is_field,
 };
 
 /// How staging directories begin, so that a killed run's are recognised.
@@ -74,6 +77,10 @@ impl Writer {
 
     fn new(target: Target, path: &Path, beside: &Path, tag: Option<&str>, made: bool) -> Result<Self> {
         let fail = |e| Error::io(format_args!("cannot write in {}", beside.display()), e);
+        if let Some(tag) = tag.filter(|tag| tag.starts_with('@')) {
+            let reason = format_args!("{tag} chooses an image that is there; name a tag to write one");
+            return Err(Error::invalid(path.display(), reason));
+        }
         remove_stale(beside);
         let staging = tempfile::Builder::new().prefix(STAGING_PREFIX).tempdir_in(beside).map_err(fail)?;
         let lock = File::open(staging.path()).map_err(fail)?;
@@ -181,12 +188,11 @@ impl Writer {
         lock.lock().map_err(fail)?;
         let files = Files::Directory(self.path.clone());
         let old = match files.read("index.json") {
-            Ok(bytes) => parse_index(&bytes)
-                .map_err(|e| Error::invalid(format_args!("index.json of {}", self.path.display()), e))?,
-            Err(Error::NotFound { .. }) => empty_index()?,
+            Ok(bytes) => Some(bytes),
+            Err(Error::NotFound { .. }) => None,
             Err(error) => return Err(error),
         };
-        let index = to_json(&with_entry(old, entry))?;
+        let index = with_entry(&format!("index.json of {}", self.path.display()), old.as_deref(), &entry)?;
         for digest in self.staged().keys() {
             let place = self.path.join(blob_path(digest));
             if let Some(parent) = place.parent() {
@@ -213,7 +219,7 @@ impl Writer {
     /// One tar, the same for the same content: entries sorted, no times, no owners.
     fn commit_archive(&self, entry: Descriptor) -> Result<()> {
         let fail = |e| Error::io(format_args!("cannot write archive {}", self.path.display()), e);
-        let index = to_json(&with_entry(empty_index()?, entry))?;
+        let index = with_entry("index.json", None, &entry)?;
         let file = NamedTempFile::new_in(self.staging.path()).map_err(fail)?;
         let mut tar = tar::Builder::new(io::BufWriter::with_capacity(COPY_PIECE, file.as_file()));
         let write = |tar: &mut tar::Builder<_>| -> io::Result<()> {
@@ -287,22 +293,28 @@ fn check_layout_or_empty(path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn empty_index() -> Result<ImageIndex> {
-    let index = ImageIndexBuilder::default()
-        .schema_version(SCHEMA_VERSION)
-        .media_type(MediaType::ImageIndex)
-        .manifests(Vec::new())
-        .build();
-    index.map_err(|e| Error::invalid("index.json", e))
-}
-
-/// The index with `entry` in place of those of the same tag; an untagged one replaces the untagged ones.
-fn with_entry(mut index: ImageIndex, entry: Descriptor) -> ImageIndex {
-    let mut entries = index.manifests().clone();
-    entries.retain(|old| ref_name(old) != ref_name(&entry));
-    entries.push(entry);
-    index.set_manifests(entries);
-    index
+/// The index with `entry` in place of those of the same tag; an untagged one replaces the untagged ones. All else stays as it
+/// is, what lazo does not know included. `what` names it in errors.
+fn with_entry(what: &str, old: Option<&[u8]>, entry: &Descriptor) -> Result<Vec<u8>> {
+    let fail = |e| Error::invalid(what, e);
+    let entries = old.map(|old| parse_index(what, old)).transpose()?.map(|index| index.manifests().clone());
+    let mut index = match old {
+        Some(old) => serde_json::from_slice::<Map<String, Value>>(old).map_err(fail)?,
+        None => Map::from_iter([
+            ("schemaVersion".to_owned(), SCHEMA_VERSION.into()),
+            ("mediaType".to_owned(), MediaType::ImageIndex.as_ref().into()),
+        ]),
+    };
+    let name = index.keys().find(|name| is_field(name, "manifests")).cloned();
+    let listed = match name.and_then(|name| index.remove(&name)) {
+        Some(Value::Array(listed)) => listed,
+        _ => Vec::new(),
+    };
+    let kept = listed.into_iter().zip(entries.iter().flatten());
+    let kept = kept.filter(|(_, old)| annotation(old, REF_NAME) != annotation(entry, REF_NAME)).map(|(value, _)| value);
+    let manifests = kept.chain([serde_json::to_value(entry).map_err(fail)?]).collect();
+    index.insert("manifests".to_owned(), Value::Array(manifests));
+    to_json(&index)
 }
 
 fn layout_file() -> Result<Vec<u8>> {

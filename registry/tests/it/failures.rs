@@ -616,7 +616,7 @@ async fn stops_at_deep_and_wide_indexes() {
     let source = source(&server).await;
     let error = source.resolve(&"linux/amd64".parse().unwrap()).await.unwrap_err().to_string();
     assert!(error.contains("nest deeper"), "{error}");
-    assert!(source.platforms().await.unwrap_err().to_string().contains("nest deeper"));
+    assert!(source.images().await.unwrap_err().to_string().contains("nest deeper"));
     let wide = Source::open(&server.reference("app:wide"), &hasty()).await.unwrap();
-    assert!(wide.platforms().await.unwrap_err().to_string().contains("1024"));
+    assert!(wide.images().await.unwrap_err().to_string().contains("1024"));
 }

@@ -1,8 +1,10 @@
 //! What the registry says of an image, and what follows from it.
 
 use lazo_format::Digest;
-use lazo_registry::oci_spec::image::{Descriptor, ImageConfiguration};
-use lazo_registry::{DockerRef, Document, ImageRef, Manifest, Options, Platform, Source};
+use lazo_registry::oci_spec::image::Descriptor;
+use lazo_registry::{
+    DockerRef, Document, Found, ImageRef, LazoLayers, Manifest, Options, Platform, Source, shown_platform,
+};
 
 use super::PullError;
 use crate::containerd::Labels;
@@ -20,8 +22,10 @@ pub(super) struct Image {
     /// Indexes that lead to the manifest, outermost first.
     pub(super) indexes: Vec<Document>,
     pub(super) manifest: Manifest,
-    /// Lowest first.
+    /// Lowest first; an image may have none.
     pub(super) layers: Vec<Layer>,
+    /// Blobs and bootstrap, where it is a lazo image or made from one.
+    lazo: Option<LazoLayers>,
 }
 
 pub(super) struct Layer {
@@ -55,10 +59,11 @@ impl Image {
             reference.tag = Some("latest".to_owned());
         }
         let source = Source::open(&ImageRef::Docker(reference.clone()), options).await?;
-        let (indexes, manifest) = source.resolve_with_indexes(platform).await?;
+        let Found { indexes, manifest, .. } = source.find(platform).await?;
         let name = reference.to_string();
         let layers = layers(&name, &manifest)?;
-        Ok(Self { name, reference, source, indexes, manifest, layers })
+        let lazo = lazo_part(&manifest)?;
+        Ok(Self { name, reference, source, indexes, manifest, layers, lazo })
     }
 
     /// What its name stands for.
@@ -69,25 +74,17 @@ impl Image {
     /// Its config, which must be for this platform.
     pub(super) async fn config(&self, wanted: &Platform) -> Result<Config, PullError> {
         let document = self.source.document(self.manifest.manifest.config()).await?;
-        let config: ImageConfiguration =
-            serde_json::from_slice(&document.bytes).map_err(|error| no_image(format_args!("its config: {error}")))?;
-        let (os, architecture) = (config.os().to_string(), config.architecture().to_string());
-        let variant = config.variant().as_deref();
-        if !wanted.accepts(&os, &architecture, variant) {
-            let variant = variant.map(|variant| format!("/{variant}")).unwrap_or_default();
-            return Err(PullError::Platform {
-                found: format!("{os}/{architecture}{variant}"),
-                wanted: wanted.to_string(),
-            });
+        let config = lazo_registry::Config::parse(document.descriptor.digest(), &document.bytes)?;
+        // An image that does not say what it is for is taken, as containerd does.
+        if let Some(own) = config.platform().filter(|own| !wanted.accepts(own)) {
+            return Err(PullError::Platform { found: shown_platform(&own), wanted: wanted.to_string() });
         }
-        let diff_ids = config.rootfs().diff_ids().clone();
-        if diff_ids.len() != self.layers.len() {
-            return Err(no_image(format_args!(
-                "it has {} layers, but its config has {}",
-                self.layers.len(),
-                diff_ids.len()
-            )));
+        let ids = config.diff_ids_for(&self.manifest.manifest)?;
+        if let Some(lazo) = &self.lazo {
+            let fault = lazo.sound_diff_id(&ids[..=lazo.blobs.len()]);
+            fault.map_err(|fault| no_image(format_args!("config {}: {fault}", document.descriptor.digest())))?;
         }
+        let diff_ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
         let chain_ids = chain_ids(&diff_ids);
         Ok(Config { document, diff_ids, chain_ids })
     }
@@ -110,13 +107,18 @@ fn chain_ids(diff_ids: &[String]) -> Vec<String> {
     ids
 }
 
+/// The layers up to the bootstrap, which must be those of a sound lazo image; above them may lie others.
+fn lazo_part(manifest: &Manifest) -> Result<Option<LazoLayers>, PullError> {
+    let read = LazoLayers::sound_below(&manifest.manifest).transpose();
+    read.map_err(|fault| no_image(format_args!("manifest {}: {fault}", manifest.descriptor.digest())))
+}
+
 fn layers(name: &str, manifest: &Manifest) -> Result<Vec<Layer>, PullError> {
     let descriptors = manifest.manifest.layers();
-    if descriptors.is_empty() {
-        return Err(no_image("it has no layers"));
-    }
-    if let Some(other) = descriptors.iter().find(|layer| !is_layer(layer)) {
-        return Err(no_image(format_args!("{} is of type {}", other.digest(), other.media_type())));
+    let count = descriptors.len();
+    if let Some((number, other)) = (1..).zip(descriptors).find(|(_, layer)| !is_layer(layer)) {
+        let (digest, kind) = (other.digest(), other.media_type());
+        return Err(no_image(format_args!("layer {number} of {count} ({digest}) is of type {kind}")));
     }
     let layer = |(number, descriptor): (usize, &Descriptor)| {
         let annotations = descriptor.annotations().iter().flatten();

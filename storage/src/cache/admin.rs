@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use lazo_format::Index;
-use lazo_registry::oci_spec::image::ImageManifest;
 use serde::{Serialize, Serializer};
 
 use super::files::{DATA, READY};
@@ -295,7 +294,7 @@ fn kept_image(dir: &Path) -> Option<KeptImage> {
     let digest = digest_of_hex(dir.file_name()?.to_str()?)?;
     let modified = fs::metadata(dir).and_then(|m| m.modified()).unwrap_or_else(|_| SystemTime::now());
     let manifest = fs::read(dir.join("manifest.json")).ok();
-    let manifest = manifest.and_then(|bytes| serde_json::from_slice::<ImageManifest>(&bytes).ok());
+    let manifest = manifest.and_then(|bytes| lazo_registry::parse_manifest("manifest.json", &bytes).ok());
     let blobs = match &manifest {
         Some(manifest) => Some(manifest.layers().iter().map(|layer| layer.digest().to_string()).collect()),
         None => adopted_blobs(dir),

@@ -7,12 +7,11 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use lazo_format::{BlobIndex, ChunkDecoder, ChunkIndex, ChunkRecord, Digest, Index};
-use lazo_registry::{BlobStream, Source};
+use lazo_registry::{BlobStream, LazoBlob, Source};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::Progress;
-use super::documents::Blob;
 use super::report::{ImageReport, MAX_FAULTS, chain};
 use crate::mapped::Mapped;
 use crate::table::table_of;
@@ -39,7 +38,7 @@ pub(super) struct Bad {
 /// Checks one blob, and answers what is wrong with it.
 pub(super) async fn check(
     source: &Source,
-    blob: &Blob,
+    blob: &LazoBlob,
     index: Option<&Index<Mapped>>,
     known: &mut Known,
     progress: &dyn Progress,

@@ -2,9 +2,8 @@
 
 use lazo_format::metadata::Validation;
 use lazo_format::{Bootstrap, Digest, Index, MetadataError};
-use lazo_registry::Source;
+use lazo_registry::{LazoLayers, Source};
 
-use super::documents::Layers;
 use super::report::{ImageReport, Part, chain};
 use crate::error::{Error, Result};
 use crate::image::unpack_metadata;
@@ -24,7 +23,7 @@ pub(super) struct Metadata {
 /// When there is no place for temporary files.
 pub(super) async fn metadata(
     source: &Source,
-    layers: &Layers,
+    layers: &LazoLayers,
     diff_id: &Digest,
     report: &mut ImageReport,
 ) -> Result<Metadata> {
@@ -65,7 +64,7 @@ fn validated(bootstrap: Mapped, index: Mapped, report: &mut ImageReport) -> Meta
 }
 
 /// Compares the manifest's blobs and the index's blob table.
-fn compare(metadata: &Metadata, layers: &Layers, report: &mut ImageReport) {
+fn compare(metadata: &Metadata, layers: &LazoLayers, report: &mut ImageReport) {
     let Some(index) = &metadata.index else { return };
     let count = index.blob_count();
     if count != layers.blobs.len() {

@@ -4,6 +4,7 @@ use std::fmt;
 
 use lazo_format::Digest;
 use lazo_registry::oci_spec::image::Descriptor;
+use lazo_registry::{LeftOut, shown_platform};
 use serde::Serialize;
 
 /// Most faults kept for an image: enough to see the pattern; the rest is only counted.
@@ -18,8 +19,8 @@ pub struct Report {
     pub image: String,
     /// One for each lazo image that the reference names.
     pub images: Vec<ImageReport>,
-    /// Images below the same index that are not lazo's, and were not looked at.
-    pub others: u64,
+    /// What else the index holds, and was not looked at: images that are not lazo's, attestations, artifacts.
+    pub not_checked: Vec<LeftOut>,
 }
 
 impl Report {
@@ -35,7 +36,7 @@ impl Report {
 pub struct ImageReport {
     /// Digest of its manifest.
     pub manifest: String,
-    /// `OS/ARCHITECTURE` where known.
+    /// `OS/ARCHITECTURE[/VARIANT]` where known.
     pub platform: Option<String>,
     /// Names in the tree.
     pub entries: u64,
@@ -65,7 +66,7 @@ impl ImageReport {
     pub(super) fn new(manifest: &Descriptor) -> Self {
         Self {
             manifest: manifest.digest().to_string(),
-            platform: manifest.platform().as_ref().map(|p| format!("{}/{}", p.os(), p.architecture())),
+            platform: manifest.platform().as_ref().map(shown_platform),
             entries: 0,
             file_bytes: 0,
             bootstrap_layer_bytes: 0,

@@ -10,13 +10,13 @@ use lazo_base::compression::{Compression, Decoder, ZstdWindow};
 use lazo_base::tar::{self, Fault, Input, Stream};
 use lazo_format::media::{BOOTSTRAP_PATH, INDEX_PATH};
 use lazo_format::{Digest, Hasher};
-use lazo_registry::oci_spec::image::{Descriptor, ImageConfiguration};
-use lazo_registry::{Manifest, Source, digest_of};
+use lazo_registry::oci_spec::image::Descriptor;
+use lazo_registry::{Config, LazoLayers, Manifest, Source, digest_of};
 
 use super::keep::{self, BOOTSTRAP, CONFIG, INDEX, Kept, MANIFEST, STAMP};
 use super::stamp::Stamp;
 use super::verify::verify;
-use super::{Layout, damaged};
+use super::{damaged, sound};
 use crate::cache::make_dir;
 use crate::error::{Error, Result};
 use crate::mapped::Mapped;
@@ -60,15 +60,16 @@ pub(super) async fn download(
     source: &Source,
     images: &Path,
     manifest: &Manifest,
-    layout: &Layout<'_>,
+    layers: &LazoLayers,
     name: &str,
 ) -> Result<Kept> {
     let digest = digest_of(&manifest.descriptor)?;
     let config = source.document(manifest.manifest.config()).await?;
-    let diff_id = last_diff_id(name, &config.bytes)?;
+    let parsed = Config::parse(config.descriptor.digest(), &config.bytes)?;
+    let diff_id = sound(name, layers.sound_diff_id(parsed.diff_ids()))?;
     let temporary = Temporary::new(images)?;
     let dir = temporary.path();
-    let layer = fetch_layer(source, dir, layout.bootstrap, name).await?;
+    let layer = fetch_layer(source, dir, &layers.bootstrap, name).await?;
     let unpacked = unpack(layer, dir.to_owned(), Names::Kept, diff_id, name.to_owned()).await?;
     let documents = [(MANIFEST, manifest.bytes.as_slice()), (CONFIG, config.bytes.as_slice())];
     temporary.keep(name, &digest, (unpacked.bootstrap, unpacked.index), &documents)
@@ -142,15 +143,6 @@ pub(crate) async fn unpack_metadata(
     let layer = fetch_layer(source, dir, layer, image).await?;
     let unpacked = unpack(layer, dir.to_owned(), Names::None, *diff_id, image.to_owned()).await?;
     Ok((with_map(unpacked.bootstrap, dir)?.1, with_map(unpacked.index, dir)?.1))
-}
-
-fn last_diff_id(image: &str, config: &[u8]) -> Result<Digest> {
-    let config: std::result::Result<ImageConfiguration, _> = serde_json::from_slice(config);
-    let last = config.as_ref().ok().and_then(|c| c.rootfs().diff_ids().last());
-    match last.and_then(|d| d.parse().ok()) {
-        Some(digest) => Ok(digest),
-        None => damaged(image, "its config does not name the bootstrap layer's diffID"),
-    }
 }
 
 /// The bootstrap layer as a file without a name, its digest verified.

@@ -5,8 +5,8 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use lazo_format::{Digest, Hasher};
-use lazo_registry::oci_spec::image::{ImageIndex, ImageManifest};
-use lazo_registry::{Document, Platform};
+use lazo_registry::oci_spec::image::ImageManifest;
+use lazo_registry::{Document, Platform, parse_index, parse_manifest};
 
 use super::stamp::{Holds, Stamp};
 use super::verify::verify;
@@ -57,7 +57,7 @@ fn try_open(dir: &Path, digest: &Digest) -> io::Result<Option<Kept>> {
     let manifest: Option<ImageManifest> = match std::fs::read(dir.join(MANIFEST)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Ok(manifest) if !is(&manifest, digest) => return Err(damaged(MANIFEST)),
-        manifest => Some(serde_json::from_slice(&manifest?)?),
+        manifest => Some(parse_manifest(MANIFEST, &manifest?)?),
     };
     let map = |name: &str| {
         let file = File::open(dir.join(name))?;
@@ -104,7 +104,7 @@ pub(super) fn remember(images: &Path, index: &Document, platform: &Platform, cho
 fn chosen(images: &Path, index: &Digest, platform: &Platform) -> Option<Digest> {
     let dir = images.join(index.hex());
     let platforms = std::fs::read(dir.join(PLATFORMS)).ok().filter(|bytes| is(bytes, index))?;
-    let platforms: ImageIndex = serde_json::from_slice(&platforms).ok()?;
+    let platforms = parse_index(PLATFORMS, &platforms).ok()?;
     let chosen = std::fs::read_to_string(dir.join(file_name(platform))).ok()?;
     // Only what the index itself names; a choice deeper down is made again.
     let named = platforms.manifests().iter().any(|m| m.digest().as_ref() == chosen);

@@ -1,6 +1,10 @@
 //! Images that are not what they should be: whoever starts a container of one is told why it cannot be.
 
-use std::{fs, io::Read as _, path::Path};
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    path::Path,
+};
 
 use serde_json::Value;
 
@@ -19,8 +23,8 @@ fn layer() -> Layer {
     Layer::new().busybox().file("data/file", 0o644, &[9; 100_000])
 }
 
-/// The bootstrap layer, as a tar in which one bit of this member is wrong, at an offset in it.
-fn tampered(layout: &Path, layer: &Value, member: &str, at: u64) -> Value {
+/// The bootstrap layer with its diffID, after one bit of this member was made wrong, at an offset in it.
+fn tampered(layout: &Path, layer: &Value, member: &str, at: u64) -> (Value, Value) {
     let stored = fs::read(blob_path(layout, &text(&layer["digest"]))).expect("the layer");
     let mut bytes = Vec::new();
     flate2::read::GzDecoder::new(&*stored).read_to_end(&mut bytes).expect("a tar");
@@ -30,9 +34,12 @@ fn tampered(layout: &Path, layer: &Value, member: &str, at: u64) -> Value {
         entries.filter(|entry| &*entry.path_bytes() == member.as_bytes()).map(|entry| entry.raw_file_position());
     let place = usize::try_from(place.last().expect("the member") + at).expect("an offset");
     bytes[place] ^= 4;
-    let mut other = blob(layout, TAR, &bytes);
+    let diff_id = blob(layout, TAR, &bytes)["digest"].clone();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    gzip.write_all(&bytes).expect("a layer");
+    let mut other = blob(layout, &text(&layer["mediaType"]), &gzip.finish().expect("a layer"));
     other["annotations"] = layer["annotations"].clone();
-    other
+    (other, diff_id)
 }
 
 #[test]
@@ -46,8 +53,9 @@ fn a_damaged_tree_fails_the_pull_or_the_start_with_the_reason() {
     for (member, at, reason) in [("image/bootstrap", 1024 + 40, "bootstrap"), ("image/index", 3, "index")] {
         edit(&layout, "lazo", |layers, diff_ids| {
             let bootstrap = layers.last_mut().expect("a layer");
-            *bootstrap = tampered(&layout, bootstrap, member, at);
-            *diff_ids.last_mut().expect("a diffID") = bootstrap["digest"].clone();
+            let (other, diff_id) = tampered(&layout, bootstrap, member, at);
+            *bootstrap = other;
+            *diff_ids.last_mut().expect("a diffID") = diff_id;
         });
         let name = format!("broken:{reason}");
         let image = registry.push(&layout, "edited", &name);
