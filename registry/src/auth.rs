@@ -134,11 +134,25 @@ struct Token {
     use_until: Instant,
 }
 
+/// What a token server says.
 #[derive(Deserialize)]
-struct TokenAnswer {
+pub(crate) struct TokenAnswer {
     token: Option<Secret>,
     access_token: Option<Secret>,
     expires_in: Option<u64>,
+}
+
+impl TokenAnswer {
+    /// `None` for what is not understood: serde's message may quote the answer.
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice(bytes).ok()
+    }
+
+    /// The token, if there is one, and how long it is good.
+    pub(crate) fn into_token(self) -> (Option<Secret>, Duration) {
+        let lifetime = self.expires_in.map_or(DEFAULT_LIFETIME, Duration::from_secs);
+        (self.token.or(self.access_token).filter(|t| !t.reveal().is_empty()), lifetime)
+    }
 }
 
 /// What is known without asking anyone.
@@ -362,8 +376,7 @@ impl Inner {
             return self.keep(scopes, &token, credentials, DEFAULT_LIFETIME);
         }
         let answer = self.ask(http, &issuer, scopes, credentials.as_ref()).await?;
-        let lifetime = answer.expires_in.map_or(DEFAULT_LIFETIME, Duration::from_secs);
-        let token = answer.token.or(answer.access_token).filter(|t| !t.reveal().is_empty());
+        let (token, lifetime) = answer.into_token();
         let token = token.ok_or_else(|| self.denied("its token server sent no token"))?;
         self.keep(scopes, &token, credentials, lifetime)
     }
@@ -420,8 +433,7 @@ impl Inner {
             _ => return Err(http.refusal(response, &request.method, &what).await),
         }
         let bytes = http.read_all(&mut response, MAX_TOKEN_ANSWER, &what).await?;
-        // serde's message may quote the answer.
-        serde_json::from_slice(&bytes).map_err(|_| Error::invalid(&what, "the token server's answer is not understood"))
+        TokenAnswer::parse(&bytes).ok_or_else(|| Error::invalid(&what, "the token server's answer is not understood"))
     }
 
     fn keep(
@@ -431,12 +443,10 @@ impl Inner {
         credentials: Option<Credentials>,
         lifetime: Duration,
     ) -> Result<HeaderValue> {
-        let header = sensitive(&format!("Bearer {}", token.reveal()))
-            .ok_or_else(|| self.denied("its token cannot be sent in a header"))?;
-        let lifetime = lifetime.min(LONGEST_LIFETIME);
-        let usable = lifetime - SAFETY_MARGIN.min(lifetime / 2);
+        let header = bearer(token).ok_or_else(|| self.denied("its token cannot be sent in a header"))?;
+        let (renew_after, usable) = usable(lifetime);
         let now = Instant::now();
-        let (renew_from, use_until) = (now + usable - RENEW_AHEAD.min(usable / 4), now + usable);
+        let (renew_from, use_until) = (now + renew_after, now + usable);
         let token = Token { header: header.clone(), credentials, renew_from, use_until };
         self.state().tokens.put(scopes.clone(), token);
         Ok(header)
@@ -444,13 +454,7 @@ impl Inner {
 
     /// The realm is the registry's word, and the password goes there: never in the clear when the registry is not.
     fn check_realm(&self, realm: &str) -> Result<Url> {
-        let url = Url::parse(realm).map_err(|e| self.denied(&format!("it names a bad token server {realm:?}: {e}")))?;
-        let loopback = url.host_str().is_some_and(|h| is_loopback_host(h.trim_matches(['[', ']'])));
-        match url.scheme() {
-            "https" => Ok(url),
-            "http" if !self.site.tls || loopback => Ok(url),
-            _ => Err(self.denied(&format!("it names a token server without TLS, {realm:?}; no login is sent there"))),
-        }
+        token_server(realm, self.site.tls).map_err(|reason| self.denied(&reason))
     }
 
     fn denied(&self, reason: &str) -> Error {
@@ -479,6 +483,29 @@ fn identity_form(service: Option<&str>, scopes: &Scopes, token: &Secret) -> Stri
         .append_pair("scope", &scopes.0.join(" "))
         .append_pair("refresh_token", token.reveal());
     url.query().unwrap_or_default().to_owned()
+}
+
+/// The token server that a registry names, which is talked to by TLS (`tls`) or not. `Err` is why nothing is sent there.
+pub(crate) fn token_server(realm: &str, tls: bool) -> Result<Url, String> {
+    let url = Url::parse(realm).map_err(|e| format!("it names a bad token server {realm:?}: {e}"))?;
+    let loopback = url.host_str().is_some_and(|h| is_loopback_host(h.trim_matches(['[', ']'])));
+    match url.scheme() {
+        "https" => Ok(url),
+        "http" if !tls || loopback => Ok(url),
+        _ => Err(format!("it names a token server without TLS, {realm:?}; no login is sent there")),
+    }
+}
+
+/// For how long a token that lives so long is used before it is renewed, and for how long it can be used at all.
+pub(crate) fn usable(lifetime: Duration) -> (Duration, Duration) {
+    let lifetime = lifetime.min(LONGEST_LIFETIME);
+    let usable = lifetime - SAFETY_MARGIN.min(lifetime / 2);
+    (usable - RENEW_AHEAD.min(usable / 4), usable)
+}
+
+/// The header that shows a token; `None` if it cannot be one.
+pub(crate) fn bearer(token: &Secret) -> Option<HeaderValue> {
+    sensitive(&format!("Bearer {}", token.reveal()))
 }
 
 fn basic(user: &str, password: &Secret) -> Result<HeaderValue> {

@@ -32,7 +32,7 @@ pub(crate) struct DockerArchive {
 /// An image in `manifest.json`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Entry {
+pub(crate) struct Entry {
     config: String,
     #[serde(default)]
     repo_tags: Option<Vec<String>>,
@@ -56,8 +56,7 @@ impl DockerArchive {
         let archive = Archive::open(path)?;
         let what = format!("docker archive {}", archive.path());
         let manifest = read(&archive, "manifest.json")?;
-        let entries: Vec<Entry> =
-            serde_json::from_slice(&manifest).map_err(|e| Error::invalid(format_args!("{what}: manifest.json"), e))?;
+        let entries = parse_entries(&manifest).map_err(|e| Error::invalid(format_args!("{what}: manifest.json"), e))?;
         let entry = choose(&entries, reference).map_err(|reason| Error::invalid(&what, reason))?;
         let config = Document::new(MediaType::ImageConfig, read(&archive, &entry.config)?);
         let image: Config = serde_json::from_slice(&config.bytes)
@@ -123,7 +122,13 @@ fn read(archive: &Archive, name: &str) -> Result<Vec<u8>> {
     section.read_all().map_err(|e| Error::io(format_args!("cannot read {}", what()), e))
 }
 
-fn choose<'a>(entries: &'a [Entry], reference: Option<&str>) -> Result<&'a Entry, String> {
+/// The images in `manifest.json`.
+pub(crate) fn parse_entries(bytes: &[u8]) -> Result<Vec<Entry>, serde_json::Error> {
+    serde_json::from_slice(bytes)
+}
+
+/// The image that a reference names, or the only one there is.
+pub(crate) fn choose<'a>(entries: &'a [Entry], reference: Option<&str>) -> Result<&'a Entry, String> {
     let tags = || {
         let tags: Vec<&str> = entries.iter().flat_map(|e| e.repo_tags.iter().flatten()).map(String::as_str).collect();
         if tags.is_empty() { "no tags".to_owned() } else { tags.join(", ") }

@@ -1,9 +1,9 @@
 //! The distribution API of one repository: reading. Writing is in [`upload`].
 
 mod download;
-mod range;
-mod targets;
-mod upload;
+pub(crate) mod range;
+pub(crate) mod targets;
+pub(crate) mod upload;
 
 pub(crate) use self::{
     download::{Senders, download, foreign},
@@ -365,10 +365,15 @@ fn transport(host: &HostConfig, options: &Options) -> Transport {
 pub(crate) fn location(response: &Response, what: &str) -> Result<Url> {
     let location = response.headers().get(LOCATION).and_then(|v| v.to_str().ok());
     let location = location.ok_or_else(|| Error::invalid(what, "the server sends us on, but not where"))?;
-    let mut url = response.url().join(location).map_err(|e| Error::invalid(what, format_args!("bad Location: {e}")))?;
-    let back = response.url().scheme() == "https" && url.scheme() == "http";
+    sent_on(response.url(), location, what)
+}
+
+/// Where a `Location` in an answer from `from` sends us.
+pub(crate) fn sent_on(from: &Url, location: &str, what: &str) -> Result<Url> {
+    let mut url = from.join(location).map_err(|e| Error::invalid(what, format_args!("bad Location: {e}")))?;
+    let back = from.scheme() == "https" && url.scheme() == "http";
     // A registry behind a proxy that does TLS may not know its own scheme.
-    let corrected = back && url.host() == response.url().host() && url.set_scheme("https").is_ok();
+    let corrected = back && url.host() == from.host() && url.set_scheme("https").is_ok();
     if (back && !corrected) || !matches!(url.scheme(), "http" | "https") {
         return Err(Error::invalid(what, format_args!("refused to be sent on to {}", shown_url(&url))));
     }
@@ -379,12 +384,12 @@ pub(crate) fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-fn content_digest(headers: &HeaderMap) -> Option<Digest> {
+pub(crate) fn content_digest(headers: &HeaderMap) -> Option<Digest> {
     headers.get(CONTENT_DIGEST)?.to_str().ok()?.parse().ok()
 }
 
 /// The media type of a manifest: the header's, or the document's own where the header is none for manifests.
-fn media_type(headers: &HeaderMap, bytes: &[u8], what: &str) -> Result<MediaType> {
+pub(crate) fn media_type(headers: &HeaderMap, bytes: &[u8], what: &str) -> Result<MediaType> {
     let header = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let header = header.split(';').next().unwrap_or_default().trim();
     if media::is_schema1(header) {

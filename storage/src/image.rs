@@ -17,7 +17,7 @@
 //! A directory appears by rename when everything in it is synced, so it is whole or not there.
 
 mod adopt;
-mod download;
+pub(crate) mod download;
 mod keep;
 pub(crate) mod stamp;
 
@@ -160,13 +160,13 @@ impl LazoImage {
 }
 
 /// The layers of a lazo image's manifest.
-struct Layout<'a> {
+pub(crate) struct Layout<'a> {
     blobs: &'a [Descriptor],
     bootstrap: &'a Descriptor,
 }
 
 impl<'a> Layout<'a> {
-    fn of(image: &str, manifest: &'a ImageManifest) -> Result<Self> {
+    pub(crate) fn of(image: &str, manifest: &'a ImageManifest) -> Result<Self> {
         let not_lazo = |reason: &str| Error::NotLazo { image: image.to_owned(), reason: reason.to_owned() };
         let Some((bootstrap, blobs)) = manifest.layers().split_last() else {
             return Err(not_lazo("it has no layers"));

@@ -4,6 +4,8 @@
 //! each request are bounded. What waits for an image's registry is bounded apart from the rest, so that images which cannot be
 //! had do not keep anybody from looking, nor from unmounting.
 
+#[cfg(any(test, fuzzing))]
+pub(in crate::node) mod fuzz;
 mod peer;
 #[cfg(test)]
 mod tests;

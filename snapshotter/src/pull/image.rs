@@ -24,15 +24,15 @@ pub(super) struct Image {
     pub(super) layers: Vec<Layer>,
 }
 
-pub(super) struct Layer {
-    pub(super) descriptor: Descriptor,
-    pub(super) kind: LayerKind,
+pub(crate) struct Layer {
+    pub(crate) descriptor: Descriptor,
+    pub(crate) kind: LayerKind,
     /// What its snapshot is to have.
-    pub(super) labels: Labels,
+    pub(crate) labels: Labels,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LayerKind {
+pub(crate) enum LayerKind {
     /// Data of a lazo image, which is fetched as it is read.
     Blob,
     /// The tree of a lazo image.
@@ -110,7 +110,7 @@ fn chain_ids(diff_ids: &[String]) -> Vec<String> {
     ids
 }
 
-fn layers(name: &str, manifest: &Manifest) -> Result<Vec<Layer>, PullError> {
+pub(crate) fn layers(name: &str, manifest: &Manifest) -> Result<Vec<Layer>, PullError> {
     let descriptors = manifest.manifest.layers();
     if descriptors.is_empty() {
         return Err(no_image("it has no layers"));

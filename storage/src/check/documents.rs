@@ -69,8 +69,9 @@ pub(super) fn layers(manifest: &Manifest, report: &mut ImageReport) -> Option<La
     Some(Layers { blobs, bootstrap: last.clone() })
 }
 
+/// What is looked at in a config.
 #[derive(Deserialize)]
-struct Config {
+pub(crate) struct Config {
     os: Option<String>,
     architecture: Option<String>,
     rootfs: RootFs,
@@ -79,6 +80,17 @@ struct Config {
 #[derive(Deserialize)]
 struct RootFs {
     diff_ids: Vec<Digest>,
+}
+
+impl Config {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(bytes)
+    }
+
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn diff_ids(&self) -> &[Digest] {
+        &self.rootfs.diff_ids
+    }
 }
 
 /// Fetches the config and compares the blobs' diff IDs, each the blob's own digest. Answers the bootstrap layer's.
@@ -90,8 +102,7 @@ pub(super) async fn config(
 ) -> Option<Digest> {
     let document = source.document(manifest.manifest.config()).await;
     let document = document.map_err(|error| report.add(Part::Config, chain(&error))).ok()?;
-    let parsed = serde_json::from_slice::<Config>(&document.bytes);
-    let config = parsed.map_err(|error| report.add(Part::Config, chain(&error))).ok()?;
+    let config = Config::parse(&document.bytes).map_err(|error| report.add(Part::Config, chain(&error))).ok()?;
     if let (None, Some(os), Some(architecture)) = (&report.platform, config.os, config.architecture) {
         report.platform = Some(format!("{os}/{architecture}"));
     }

@@ -142,7 +142,8 @@ pub(crate) async fn unpack_metadata(
     Ok((with_map(unpacked.bootstrap, dir)?.1, with_map(unpacked.index, dir)?.1))
 }
 
-fn last_diff_id(image: &str, config: &[u8]) -> Result<Digest> {
+/// The diffID of the bootstrap layer, by an image's config.
+pub(crate) fn last_diff_id(image: &str, config: &[u8]) -> Result<Digest> {
     let config: std::result::Result<ImageConfiguration, _> = serde_json::from_slice(config);
     let last = config.as_ref().ok().and_then(|c| c.rootfs().diff_ids().last());
     match last.and_then(|d| d.parse().ok()) {

@@ -1,0 +1,48 @@
+//! The readers of this crate's foreign bytes apart from layers, with what must hold of whatever they accept: for the fuzz targets
+//! in `fuzz/`, and for the test that keeps these and their seeds working.
+
+use crate::PrefetchList;
+use crate::manifest::Config;
+
+/// An image's config, and the one that is made of it.
+///
+/// # Panics
+/// When something does not hold.
+pub fn config(bytes: &[u8]) {
+    let Ok(config) = Config::parse(bytes) else { return };
+    let _ = config.platform();
+    let Ok(diff_ids) = config.diff_ids() else { return };
+    // Every second layer is kept.
+    let kept: Vec<bool> = (0..diff_ids.len()).map(|number| number % 2 == 0).collect();
+    let wanted: Vec<_> = diff_ids.into_iter().step_by(2).collect();
+    let converted = config.clone().converted(&kept, &wanted);
+    let again = Config::parse(&converted).expect("a config");
+    assert_eq!(again.diff_ids().expect("made here"), wanted);
+    assert_eq!(again.platform(), config.platform());
+}
+
+/// A prefetch list.
+pub fn prefetch(text: &[u8]) {
+    if let Ok(list) = PrefetchList::parse(text) {
+        let is_pattern = |line: &[u8]| !matches!(line.strip_suffix(b"\r").unwrap_or(line), [] | [b'#', ..]);
+        assert_eq!(list.is_empty(), !text.split(|byte| *byte == b'\n').any(is_pattern));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    /// Every seed, and every beginning of one.
+    #[test]
+    fn readers_hold_on_their_seeds() {
+        for (target, read) in [("config", super::config as fn(&[u8])), ("prefetch", super::prefetch)] {
+            let seeds = fs::read_dir(format!("{}/../fuzz/seeds/{target}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+            let seeds: Vec<Vec<u8>> = seeds.map(|seed| fs::read(seed.unwrap().path()).unwrap()).collect();
+            assert!(!seeds.is_empty());
+            for seed in seeds {
+                (0..=seed.len()).for_each(|length| read(&seed[..length]));
+            }
+        }
+    }
+}
