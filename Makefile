@@ -4,6 +4,8 @@ SHELL := /bin/bash
 .PHONY: help build demo test conformance lint bench coldstart fuzz install-deps corpus
 
 FUZZ_SECONDS ?= 60
+# Such as 'api node_files'; all if empty
+FUZZ_TARGETS ?=
 # `cargo test` arguments, such as TEST_ARGS='--test e2e lazy'
 TEST_ARGS ?= --workspace
 # Such as '--images nginx,node --subjects overlayfs,lazo,stargz --rounds 1'
@@ -40,12 +42,16 @@ bench: install-deps ## the figures of docs/BENCHMARKS.md, measured on this machi
 coldstart: install-deps ## how soon containers start on an empty node, beside full pulls; COLDSTART_ARGS: see benches/coldstart/run.py
 	python3 benches/coldstart/run.py $(COLDSTART_ARGS)
 
-fuzz: ## every fuzz target for FUZZ_SECONDS (60) each
+fuzz: ## every fuzz target, or those of FUZZ_TARGETS, for FUZZ_SECONDS (60) each
 	scripts/install-deps --fuzz
 	cd fuzz && cargo run --quiet --package lazo-fuzz-seeds
-	@cd fuzz && for target in $$(cargo fuzz list); do \
+	@cd fuzz && for target in $(or $(FUZZ_TARGETS),$$(cargo fuzz list)); do \
 		echo "== $$target: $(FUZZ_SECONDS) s"; \
-		RUSTC_BOOTSTRAP=1 cargo fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 || exit 1; \
+		mkdir -p "corpus/$$target"; \
+		seeds=$$(ls -d "seeds/$$target" 2>/dev/null); \
+		dictionary=$$(ls "dictionaries/$$target.dict" 2>/dev/null); \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run "$$target" "corpus/$$target" $$seeds -- $${dictionary:+-dict=$$dictionary} \
+			-max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 -timeout=10 || exit 1; \
 	done
 
 corpus: install-deps ## the images that the tests convert, and a root with systemd, under target/corpus

@@ -13,6 +13,8 @@ mod assemble;
 mod blob;
 mod compress;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod image;
 pub mod layer;
 mod layers;

@@ -16,6 +16,23 @@ const MAX_PATTERNS: usize = 1_000_000;
 /// Unmatched lines that are named; the rest is counted.
 const MAX_UNMATCHED: usize = 100;
 
+/// Globs among them: each has a compiled expression of some kilobytes, and looks at every path of the tree.
+const MAX_GLOBS: usize = 1024;
+
+/// The path that a line names, if it is no glob: what stands for itself behind a backslash is no special character.
+fn literal(line: &[u8]) -> Option<Vec<u8>> {
+    let mut path = Vec::with_capacity(line.len());
+    let mut bytes = line.iter();
+    while let Some(byte) = bytes.next() {
+        path.push(match byte {
+            b'\\' => *bytes.next()?,
+            b'*' | b'?' | b'[' | b'{' => return None,
+            byte => *byte,
+        });
+    }
+    Some(path)
+}
+
 /// Paths and globs, in order.
 #[derive(Clone, Debug, Default)]
 pub struct PrefetchList {
@@ -54,9 +71,9 @@ impl PrefetchList {
     /// over whole paths (`*` stays within a directory, `**` does not), unless a backslash stands before it.
     ///
     /// # Errors
-    /// A glob that cannot be read, with its line number.
+    /// A glob that cannot be read, with its line number; more than a million lines, or more than 1024 globs.
     pub fn parse(text: &[u8]) -> Result<Self, Error> {
-        let mut patterns = Vec::new();
+        let (mut patterns, mut globs) = (Vec::new(), 0);
         for (number, line) in text.split(|b| *b == b'\n').enumerate() {
             let line = line.strip_suffix(b"\r").unwrap_or(line);
             if line.is_empty() || line.starts_with(b"#") {
@@ -67,16 +84,21 @@ impl PrefetchList {
             }
             let fail =
                 |why: &dyn std::fmt::Display| Error::Options(format!("prefetch list, line {}: {why}", number + 1));
-            let glob = match line.iter().any(|b| b"*?[{\\".contains(b)) {
-                false => None,
-                true => {
+            let path = literal(line);
+            let glob = match &path {
+                Some(_) => None,
+                None => {
+                    globs += 1;
+                    if globs > MAX_GLOBS {
+                        return Err(fail(&format_args!("more than {MAX_GLOBS} globs")));
+                    }
                     let text = std::str::from_utf8(line).map_err(|e| fail(&e))?;
                     let rooted = format!("/{}", text.trim_start_matches('/'));
                     let glob = GlobBuilder::new(&rooted).literal_separator(true).backslash_escape(true).build();
                     Some(glob.map_err(|e| fail(&e))?.compile_matcher())
                 }
             };
-            patterns.push(Pattern { line: number + 1, text: line.to_vec(), glob });
+            patterns.push(Pattern { line: number + 1, text: path.unwrap_or_else(|| line.to_vec()), glob });
         }
         Ok(Self { patterns })
     }
@@ -138,4 +160,23 @@ fn files_below(tree: &Merge, node: NodeRef, add: &mut impl FnMut(FileId)) {
             add(id);
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escaped_names_are_paths_and_globs_are_bounded() {
+        for (line, path) in [("/a/b", "/a/b"), (r"/app/\[slug\].js", "/app/[slug].js"), (r"\#a\\b", r"#a\b")] {
+            assert_eq!(literal(line.as_bytes()).as_deref(), Some(path.as_bytes()), "{line}");
+        }
+        for glob in ["*", "a?", r"\[[ab]", "{a,b}", r"a\"] {
+            assert_eq!(literal(glob.as_bytes()), None, "{glob}");
+        }
+        let many = |line: &str, count: usize| PrefetchList::parse(format!("{line}\n").repeat(count).as_bytes());
+        assert!(many(r"/\[a\]", 100_000).is_ok() && many("/*", MAX_GLOBS).is_ok());
+        let error = many("/*", MAX_GLOBS + 1).unwrap_err().to_string();
+        assert!(error.contains("line 1025: more than 1024 globs"), "{error}");
+    }
 }

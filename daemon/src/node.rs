@@ -9,6 +9,8 @@
 mod api;
 pub mod client;
 pub mod config;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod handover;
 mod harden;
 mod link;

@@ -31,6 +31,13 @@ pub(crate) struct Content {
     pub(crate) control: Option<String>,
 }
 
+impl Content {
+    /// From a record's text; `None` for one that is just being written: its mount is not ready yet.
+    pub(crate) fn parse(text: &[u8]) -> Option<Self> {
+        serde_json::from_slice(text).ok()
+    }
+}
+
 /// Where the record of a mount and what belongs to it are, but for the ending.
 fn place(run_dir: &Path, mounted: &Mounted, pid: u32) -> PathBuf {
     run_dir.join("mounts").join(format!("{}-{pid}", mounted.device))
@@ -93,10 +100,9 @@ impl Server {
     /// From a record, if its process lives.
     fn open(record: &Path) -> Option<Self> {
         let mut file = File::open(record).ok()?;
-        let mut text = String::new();
-        file.read_to_string(&mut text).ok()?;
-        // One that is just being written does not parse: its mount is not ready yet.
-        let content: Content = serde_json::from_str(&text).ok()?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).ok()?;
+        let content = Content::parse(&text)?;
         let pid = Pid::from_raw(i32::try_from(content.pid).ok()?)?;
         let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {
             remove_stale(record);

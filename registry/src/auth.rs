@@ -137,8 +137,9 @@ struct Token {
     use_until: Instant,
 }
 
+/// What a token server says.
 #[derive(Deserialize)]
-struct TokenAnswer {
+pub(crate) struct TokenAnswer {
     token: Option<Secret>,
     access_token: Option<Secret>,
     #[serde(default)]
@@ -146,13 +147,18 @@ struct TokenAnswer {
 }
 
 impl TokenAnswer {
+    /// `None` for what is not understood: serde's message may quote the answer.
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice(bytes).ok()
+    }
+
     /// The token, by either name; some servers send the other one empty.
-    fn token(&self) -> Option<&Secret> {
+    pub(crate) fn token(&self) -> Option<&Secret> {
         [&self.token, &self.access_token].into_iter().flatten().find(|token| !token.reveal().is_empty())
     }
 
     /// How long it lives. Some servers write the number as a string or with a fraction.
-    fn lifetime(&self) -> Duration {
+    pub(crate) fn lifetime(&self) -> Duration {
         let number = match &self.expires_in {
             serde_json::Value::String(text) => text.trim().parse().ok(),
             other => other.as_f64(),
@@ -498,8 +504,7 @@ impl Inner {
             _ => return Err(http.refusal(response, &request.method, &what).await),
         }
         let bytes = http.read_all(&mut response, MAX_TOKEN_ANSWER, &what).await?;
-        // serde's message may quote the answer.
-        serde_json::from_slice(&bytes).map_err(|_| Error::invalid(&what, "the token server's answer is not understood"))
+        TokenAnswer::parse(&bytes).ok_or_else(|| Error::invalid(&what, "the token server's answer is not understood"))
     }
 
     fn keep(
@@ -509,12 +514,10 @@ impl Inner {
         credentials: Option<Credentials>,
         lifetime: Duration,
     ) -> Result<HeaderValue> {
-        let header = sensitive(&format!("Bearer {}", token.reveal()))
-            .ok_or_else(|| self.denied("its token cannot be sent in a header"))?;
-        let lifetime = lifetime.min(LONGEST_LIFETIME);
-        let usable = lifetime - SAFETY_MARGIN.min(lifetime / 2);
+        let header = bearer(token).ok_or_else(|| self.denied("its token cannot be sent in a header"))?;
+        let (renew_after, usable) = usable(lifetime);
         let now = Instant::now();
-        let (renew_from, use_until) = (now + usable - RENEW_AHEAD.min(usable / 4), now + usable);
+        let (renew_from, use_until) = (now + renew_after, now + usable);
         let token = Token { header: header.clone(), credentials, renew_from, use_until };
         self.state().tokens.put(scopes.clone(), token);
         Ok(header)
@@ -522,14 +525,7 @@ impl Inner {
 
     /// The realm is the registry's word, and the password goes there: never in the clear when the registry is not.
     fn check_realm(&self, realm: &str) -> Result<Url> {
-        let url = Url::parse(realm).map_err(|e| self.denied(&format!("it names a bad token server {realm:?}: {e}")))?;
-        // Not any realm on this machine: whose program listens there is not for a registry elsewhere to say.
-        let own_machine = is_loopback(&url) && is_loopback(&self.site.base);
-        match url.scheme() {
-            "https" => Ok(url),
-            "http" if !self.site.tls || own_machine => Ok(url),
-            _ => Err(self.denied(&format!("it names a token server without TLS, {realm:?}; no login is sent there"))),
-        }
+        token_server(realm, self.site.tls, is_loopback(&self.site.base)).map_err(|reason| self.denied(&reason))
     }
 
     fn late(&self, after: Duration) -> Error {
@@ -563,6 +559,30 @@ fn identity_form(service: Option<&str>, scopes: &Scopes, token: &Secret) -> Stri
         .append_pair("scope", &scopes.0.join(" "))
         .append_pair("refresh_token", token.reveal());
     url.query().unwrap_or_default().to_owned()
+}
+
+/// The token server that a registry names, which is talked to by TLS (`tls`) or not, and is on this machine (`local`) or not. `Err` is
+/// why nothing is sent there.
+pub(crate) fn token_server(realm: &str, tls: bool, local: bool) -> Result<Url, String> {
+    let url = Url::parse(realm).map_err(|e| format!("it names a bad token server {realm:?}: {e}"))?;
+    match url.scheme() {
+        "https" => Ok(url),
+        // Not any realm on this machine: whose program listens there is not for a registry elsewhere to say.
+        "http" if !tls || (local && is_loopback(&url)) => Ok(url),
+        _ => Err(format!("it names a token server without TLS, {realm:?}; no login is sent there")),
+    }
+}
+
+/// For how long a token that lives so long is used before it is renewed, and for how long it can be used at all.
+pub(crate) fn usable(lifetime: Duration) -> (Duration, Duration) {
+    let lifetime = lifetime.min(LONGEST_LIFETIME);
+    let usable = lifetime - SAFETY_MARGIN.min(lifetime / 2);
+    (usable - RENEW_AHEAD.min(usable / 4), usable)
+}
+
+/// The header that shows a token; `None` if it cannot be one.
+pub(crate) fn bearer(token: &Secret) -> Option<HeaderValue> {
+    sensitive(&format!("Bearer {}", token.reveal()))
 }
 
 fn basic(user: &str, password: &Secret) -> Result<HeaderValue> {

@@ -35,7 +35,7 @@ pub(crate) struct DockerArchive {
 
 /// An image in `manifest.json`.
 #[derive(Debug, PartialEq, Eq)]
-struct Entry {
+pub(crate) struct Entry {
     config: String,
     tags: Vec<String>,
     layers: Vec<String>,
@@ -111,7 +111,8 @@ fn read(archive: &Archive, name: &str) -> Result<Vec<u8>> {
     section.read_all().map_err(|e| Error::io(format_args!("cannot read {}", what()), e))
 }
 
-fn entries(what: &str, bytes: &[u8]) -> Result<Vec<Entry>> {
+/// The images in `manifest.json`.
+pub(crate) fn entries(what: &str, bytes: &[u8]) -> Result<Vec<Entry>> {
     let entry = |value: Value<'_>| {
         let mut fields = value.object(&["Config", "RepoTags", "Layers"])?;
         Ok(Entry {
@@ -123,7 +124,8 @@ fn entries(what: &str, bytes: &[u8]) -> Result<Vec<Entry>> {
     Json::new(what, bytes).root()?.list()?.into_iter().map(entry).collect()
 }
 
-fn choose<'a>(entries: &'a [Entry], reference: Option<&str>) -> Result<&'a Entry, String> {
+/// The image that a reference names, or the only one there is.
+pub(crate) fn choose<'a>(entries: &'a [Entry], reference: Option<&str>) -> Result<&'a Entry, String> {
     let tags = || {
         let named = entries.iter().enumerate().map(|(number, entry)| match entry.tags.is_empty() {
             true => format!("@{number} without a name"),

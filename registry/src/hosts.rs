@@ -3,7 +3,7 @@
 //! Read as containerd reads them, with one difference: a file that it would pass over with a line in its log is an error
 //! here, for images would else come from somewhere else than the operator meant.
 
-mod file;
+pub(crate) mod file;
 
 use std::{
     fs, io,

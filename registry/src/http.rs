@@ -429,7 +429,7 @@ pub(crate) fn chain(error: &dyn StdError) -> String {
 }
 
 /// The wait that `Retry-After` asks for, in seconds or as a date; none for a date that has passed.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
@@ -439,7 +439,7 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// `: CODE: message` of a registry's JSON error, cleaned and bounded; empty when there is none.
-fn error_text(body: &[u8]) -> String {
+pub(crate) fn error_text(body: &[u8]) -> String {
     let json: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
     let error = &json["errors"][0];
     let parts: Vec<&str> = ["code", "message"].iter().filter_map(|key| error[key].as_str()).collect();

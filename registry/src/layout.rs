@@ -187,12 +187,17 @@ pub(crate) fn check_version(files: &Files) -> Result<()> {
         }
         e => e,
     })?;
-    let layout: OciLayout = serde_json::from_slice(&bytes).map_err(|e| Error::invalid(&what, e))?;
+    is_known_version(&bytes).map_err(|reason| Error::invalid(what, reason))
+}
+
+/// Whether the content of `oci-layout` is of a version known here; `Err` says why not.
+pub(crate) fn is_known_version(bytes: &[u8]) -> Result<(), String> {
+    let layout: OciLayout = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
     let version = layout.image_layout_version();
     if version.split('.').next() == Some("1") {
         return Ok(());
     }
-    Err(Error::invalid(what, format_args!("image layout version {version:?} is not 1.x")))
+    Err(format!("image layout version {version:?} is not 1.x"))
 }
 
 /// Where a layout keeps a blob.

@@ -17,6 +17,8 @@ mod docker_archive;
 mod document;
 mod endpoint;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod hosts;
 mod http;
 mod json;

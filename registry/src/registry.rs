@@ -1,9 +1,9 @@
 //! The distribution API of one repository: reading. Writing is in [`upload`].
 
 mod download;
-mod range;
-mod targets;
-mod upload;
+pub(crate) mod range;
+pub(crate) mod targets;
+pub(crate) mod upload;
 
 pub(crate) use self::{
     download::{Senders, download, foreign},
@@ -362,12 +362,12 @@ fn transport(host: &HostConfig, options: &Options) -> Transport {
     transport
 }
 
-fn content_digest(headers: &HeaderMap) -> Option<Digest> {
+pub(crate) fn content_digest(headers: &HeaderMap) -> Option<Digest> {
     headers.get(CONTENT_DIGEST)?.to_str().ok()?.parse().ok()
 }
 
 /// The media type of a manifest: the header's, or the document's own where the header is none for manifests.
-fn media_type(headers: &HeaderMap, bytes: &[u8], what: &str) -> Result<MediaType> {
+pub(crate) fn media_type(headers: &HeaderMap, bytes: &[u8], what: &str) -> Result<MediaType> {
     let header = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     let header = header.split(';').next().unwrap_or_default().trim();
     if media::is_schema1(header) {

@@ -33,10 +33,11 @@ pub(crate) struct Login {
     pub(crate) registrytoken: String,
 }
 
+/// The file of kept logins.
 #[derive(Default, Serialize, Deserialize)]
-struct File {
+pub(crate) struct File {
     #[serde(default)]
-    auths: BTreeMap<String, Login>,
+    pub(crate) auths: BTreeMap<String, Login>,
 }
 
 /// Logins on offer, and those that are kept.
@@ -133,7 +134,7 @@ impl Drop for Offer<'_> {
 }
 
 /// Host and `HOST/REPOSITORY` of an image in a registry.
-fn repository(image: &str) -> Option<(String, String)> {
+pub(crate) fn repository(image: &str) -> Option<(String, String)> {
     match with_host(image).parse() {
         Ok(ImageRef::Docker(reference)) => {
             Some((reference.host.clone(), format!("{}/{}", reference.host, reference.repository)))
@@ -152,7 +153,7 @@ fn with_host(image: &str) -> Cow<'_, str> {
 }
 
 /// Whether a login with this address is for a host. One without is for whatever is pulled.
-fn is_for(server: &str, host: &str) -> bool {
+pub(crate) fn is_for(server: &str, host: &str) -> bool {
     let address = server.split_once("://").map_or(server, |(_, address)| address);
     let address = address.split('/').next().unwrap_or_default();
     address.is_empty() || address == host || [address, host].iter().all(|name| DOCKER_HUB.contains(name))

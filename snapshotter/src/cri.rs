@@ -45,24 +45,24 @@ const FRAME: usize = 5;
 /// What is read of a pull request.
 #[derive(Clone, PartialEq, prost::Message)]
 #[prost(skip_debug)]
-struct PullImageRequest {
+pub(crate) struct PullImageRequest {
     #[prost(message, optional, tag = "1")]
-    image: Option<ImageSpec>,
+    pub(crate) image: Option<ImageSpec>,
     #[prost(message, optional, tag = "2")]
-    auth: Option<AuthConfig>,
+    pub(crate) auth: Option<AuthConfig>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
 #[prost(skip_debug)]
-struct ImageSpec {
+pub(crate) struct ImageSpec {
     #[prost(string, tag = "1")]
-    image: String,
+    pub(crate) image: String,
 }
 
 /// Not to be shown.
 #[derive(Clone, PartialEq, prost::Message)]
 #[prost(skip_debug)]
-struct AuthConfig {
+pub(crate) struct AuthConfig {
     #[prost(string, tag = "1")]
     username: String,
     #[prost(string, tag = "2")]
@@ -70,14 +70,14 @@ struct AuthConfig {
     #[prost(string, tag = "3")]
     auth: String,
     #[prost(string, tag = "4")]
-    server_address: String,
+    pub(crate) server_address: String,
     #[prost(string, tag = "5")]
     identity_token: String,
     #[prost(string, tag = "6")]
     registry_token: String,
 }
 
-type Body = Either<Incoming, Either<Full<Bytes>, Empty<Bytes>>>;
+pub(crate) type Body = Either<Incoming, Either<Full<Bytes>, Empty<Bytes>>>;
 
 /// Passes requests on until it is dropped.
 pub(crate) async fn serve(listener: UnixListener, containerd: PathBuf, credentials: Arc<Credentials>) {
@@ -153,7 +153,8 @@ async fn look(body: Incoming, credentials: &Credentials) -> Result<(Bytes, Optio
     Ok((bytes, offer))
 }
 
-fn parse(bytes: &[u8]) -> Option<PullImageRequest> {
+/// The one message of a request that is not compressed.
+pub(crate) fn parse(bytes: &[u8]) -> Option<PullImageRequest> {
     let (frame, message) = bytes.split_at_checked(FRAME)?;
     let (compressed, length) = (frame[0], u32::from_be_bytes(frame[1..].try_into().ok()?));
     if compressed != 0 || usize::try_from(length) != Ok(message.len()) {
@@ -175,7 +176,7 @@ impl From<AuthConfig> for Login {
 }
 
 /// An answer of ours, as gRPC has errors.
-fn failure(code: Code, message: &str) -> Response<Body> {
+pub(crate) fn failure(code: Code, message: &str) -> Response<Body> {
     let mut response = Response::new(Either::Right(Either::Right(Empty::new())));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

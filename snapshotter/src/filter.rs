@@ -15,13 +15,20 @@
 
 use std::collections::BTreeMap;
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
 use self::scan::{Scanner, Token};
 
 mod scan;
 #[cfg(test)]
 mod tests;
+
+/// Longest list of expressions, bytes. containerd's own have some hundred.
+const MAX_LENGTH: usize = 64 << 10;
+
+/// Most regular expressions of a list, and most memory of each, bytes: a few characters, such as `\w{1000}`, can ask for megabytes.
+const MAX_PATTERNS: usize = 16;
+const MAX_PATTERN_SIZE: usize = 1 << 20;
 
 /// An expression cannot be understood.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +71,7 @@ enum Test {
     Equal(String),
     NotEqual(String),
     Matches(Regex),
-    /// A regular expression that is none matches nothing.
+    /// A regular expression that is none, or too large, matches nothing.
     Never,
 }
 
@@ -72,15 +79,17 @@ impl Filter {
     /// Parses a list of expressions.
     ///
     /// # Errors
-    /// When one of them cannot be understood.
+    /// When one of them cannot be understood, they are longer than 64 KiB together, or have more than 16 regular expressions.
     pub fn parse<S: AsRef<str>>(expressions: &[S]) -> Result<Self, FilterError> {
+        let (mut length, mut patterns) = (0_usize, 0);
         let parse = |expression: &S| {
             let expression = expression.as_ref();
-            selectors(expression).map_err(|(position, reason)| FilterError {
-                expression: expression.to_owned(),
-                position,
-                reason,
-            })
+            length = length.saturating_add(expression.len());
+            let parsed = match length <= MAX_LENGTH {
+                true => selectors(expression, &mut patterns),
+                false => Err((0, "filters are longer than 64 KiB")),
+            };
+            parsed.map_err(|(position, reason)| FilterError { expression: expression.to_owned(), position, reason })
         };
         expressions.iter().map(parse).collect::<Result<_, _>>().map(Self)
     }
@@ -117,14 +126,15 @@ impl Selector {
 /// Where and why parsing fails.
 type Fault = (usize, &'static str);
 
-fn selectors(expression: &str) -> Result<Vec<Selector>, Fault> {
+/// Adds to `patterns` the regular expressions that are there.
+fn selectors(expression: &str, patterns: &mut usize) -> Result<Vec<Selector>, Fault> {
     let mut scanner = Scanner::new(expression);
     let mut all = Vec::new();
     if expression.is_empty() {
         return Ok(all);
     }
     loop {
-        all.push(selector(&mut scanner)?);
+        all.push(selector(&mut scanner, patterns)?);
         match scanner.peek() {
             None => return Ok(all),
             Some(',') => drop(scanner.token()?),
@@ -133,7 +143,7 @@ fn selectors(expression: &str) -> Result<Vec<Selector>, Fault> {
     }
 }
 
-fn selector(scanner: &mut Scanner<'_>) -> Result<Selector, Fault> {
+fn selector(scanner: &mut Scanner<'_>, patterns: &mut usize) -> Result<Selector, Fault> {
     let mut path = vec![field(scanner)?];
     while scanner.peek() == Some('.') {
         scanner.token()?;
@@ -147,14 +157,20 @@ fn selector(scanner: &mut Scanner<'_>) -> Result<Selector, Fault> {
     let test = match operator {
         "==" => Test::Equal(value(scanner, false)?),
         "!=" => Test::NotEqual(value(scanner, false)?),
-        "~=" => expression(&value(scanner, true)?),
+        "~=" => {
+            *patterns += 1;
+            if *patterns > MAX_PATTERNS {
+                return Err((position, "there are more than 16 regular expressions"));
+            }
+            expression(&value(scanner, true)?)
+        }
         _ => return Err((position, "there is no such operator")),
     };
     Ok(Selector { path, test })
 }
 
 fn expression(text: &str) -> Test {
-    match Regex::new(text) {
+    match RegexBuilder::new(text).size_limit(MAX_PATTERN_SIZE).build() {
         Ok(expression) => Test::Matches(expression),
         Err(error) => {
             tracing::warn!(%error, "a filter has a regular expression that is none");

@@ -18,6 +18,8 @@ pub mod containerd;
 mod credentials;
 mod cri;
 pub mod filter;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod images;
 pub mod labels;
 pub mod proto;

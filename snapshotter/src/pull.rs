@@ -11,7 +11,7 @@
 //! unpack   snapshots, layer by layer
 //! ```
 
-mod image;
+pub(crate) mod image;
 mod store;
 mod unpack;
 

@@ -28,7 +28,7 @@ mod create;
 mod directories;
 mod error;
 mod mounts;
-mod owners;
+pub(crate) mod owners;
 mod removal;
 mod remove;
 mod usage;

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Words of a page.
 const PAGE: usize = 64;
 
-/// Bits of a page.
-const PAGE_BITS: u32 = 64 * PAGE as u32;
+/// Bits of a page: 64 of each word.
+const PAGE_BITS: u32 = 4096;
 
 type Page = Box<[AtomicU64; PAGE]>;
 

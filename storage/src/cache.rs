@@ -22,7 +22,7 @@ pub mod admin;
 mod blob;
 mod dirs;
 mod evict;
-mod files;
+pub(crate) mod files;
 mod ledger;
 mod limit;
 mod lock;

@@ -17,7 +17,7 @@
 //! A directory appears by rename when everything in it is synced, so it is whole or not there.
 
 mod adopt;
-mod download;
+pub(crate) mod download;
 mod keep;
 pub(crate) mod stamp;
 pub(crate) mod verify;

@@ -29,6 +29,8 @@ pub mod check;
 mod error;
 mod fetch;
 mod flight;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod image;
 pub mod inspect;
 mod mapped;

@@ -3,7 +3,7 @@
 //! A [`SourceSpec`] is what a user writes, [`of_image`] gives the places that an image's own reference stands for. Every
 //! implementation makes one attempt, holds none of the runtime's threads, and passes the suite in `tests/sources.rs`.
 
-mod bucket;
+pub(crate) mod bucket;
 mod layout;
 mod registry;
 mod spec;

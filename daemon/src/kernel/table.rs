@@ -56,8 +56,9 @@ pub(crate) fn unescape(field: &[u8]) -> PathBuf {
     let mut path = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&byte, tail)) = rest.split_first() {
-        let digits = tail.get(..3).and_then(|d| std::str::from_utf8(d).ok());
-        match digits.and_then(|d| u8::from_str_radix(d, 8).ok()) {
+        let digits = tail.get(..3).filter(|digits| digits.iter().all(|digit| matches!(digit, b'0'..=b'7')));
+        let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
             Some(escaped) if byte == b'\\' => {
                 path.push(escaped);
                 rest = &tail[3..];
@@ -78,6 +79,9 @@ mod tests {
     #[test]
     fn undoes_escapes() {
         assert_eq!(unescape(b"/a\\040b\\134c\\"), Path::new("/a b\\c\\"));
+        for plain in ["/\\+12", "/\\400", "/\\8", "/\\04"] {
+            assert_eq!(unescape(plain.as_bytes()), Path::new(plain));
+        }
     }
 
     #[test]

@@ -4,6 +4,8 @@
 //! each request are bounded. What waits for an image's registry is bounded apart from the rest, so that images which cannot be
 //! had do not keep anybody from looking, nor from unmounting, nor from mounting an image whose files are at hand.
 
+#[cfg(any(test, fuzzing))]
+pub(in crate::node) mod fuzz;
 mod peer;
 #[cfg(test)]
 mod tests;
@@ -27,9 +29,11 @@ use lazo_storage::cache::admin::{CachedBlob, Inventory, Removed};
 use lazo_storage::metrics::{CONTENT_TYPE as METRICS_TYPE, Metrics};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixListener;
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
+use super::config::MAX_OUTAGE_LIMIT;
 use super::protocol::{
     API_VERSION, ApiError, ErrorKind, Health, ImageInfo, MountInfo, MountRequest, PruneRequest, ReleaseRequest,
     Released, StopInfo, StopRequest, UmountRequest, UpgradeInfo, UpgradeRequest, Version, WarmRequest,
@@ -168,7 +172,12 @@ pub(super) async fn serve<N: Node>(listener: StdUnixListener, access: Access, no
 }
 
 /// One connection. What goes wrong with it is the client's to see.
-async fn answer<N: Node>(stream: UnixStream, allowed: Result<User, ApiError>, node: Arc<N>, room: Arc<Room>) {
+async fn answer<N: Node>(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    allowed: Result<User, ApiError>,
+    node: Arc<N>,
+    room: Arc<Room>,
+) {
     let stranger = allowed.is_err();
     let service = service_fn(move |request| {
         let (node, room, allowed) = (Arc::clone(&node), Arc::clone(&room), allowed.clone());
@@ -346,6 +355,10 @@ async fn read_up_to<T: DeserializeOwned>(most: usize, body: Incoming) -> Result<
 }
 
 fn check(request: &MountRequest) -> Result<(), ApiError> {
+    if request.outage_limit.is_some_and(|limit| limit > MAX_OUTAGE_LIMIT) {
+        let error = format!("outage_limit is more than {MAX_OUTAGE_LIMIT} seconds");
+        return Err(ApiError::new(ErrorKind::Invalid, error));
+    }
     check_path(&request.mount_point)?;
     if let Some(super::protocol::Writable::Directory(directory)) = &request.writable {
         check_path(directory)?;

@@ -18,6 +18,9 @@ use serde::de::DeserializeOwned;
 /// Longest message in bytes: an order to mount 65535 blobs, each by a path, with room to spare.
 const MAX_MESSAGE: usize = 32 << 20;
 
+/// Bytes of a message that are received at a time, so that memory is taken for what has come and not for what was announced.
+const PIECE: usize = 64 << 10;
+
 /// Most files of one message.
 const MAX_FILES: usize = 4;
 
@@ -70,8 +73,12 @@ pub(super) fn receive<T: DeserializeOwned>(socket: impl AsFd) -> io::Result<Opti
     if length > MAX_MESSAGE {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a message between the daemon's processes is too long"));
     }
-    let mut body = vec![0; length];
-    read_exact(&socket, &mut body)?;
+    let mut body = Vec::new();
+    while body.len() < length {
+        let begin = body.len();
+        body.resize(length.min(begin + PIECE), 0);
+        read_exact(&socket, &mut body[begin..])?;
+    }
     Ok(Some((serde_json::from_slice(&body)?, files)))
 }
 

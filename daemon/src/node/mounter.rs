@@ -22,6 +22,8 @@
 mod carry_out;
 mod client;
 mod context;
+#[cfg(any(test, fuzzing))]
+pub(in crate::node) mod fuzz;
 mod idmap;
 mod namespace;
 mod overlay;

@@ -130,10 +130,10 @@ fn sources(samples: &[Sample<'_>]) -> Vec<SourceStats> {
         let (source, first) = sources.entry(name).or_default();
         match sample.name {
             "lazo_source_up" => (source.up, first.in_use) = (sample.value > 0.0, true),
-            "lazo_source_requests_total" => source.requests += whole(sample.value),
-            "lazo_source_bytes_total" => source.bytes += whole(sample.value),
-            "lazo_source_errors_total" => source.errors += whole(sample.value),
-            "lazo_wrong_chunks_total" => source.wrong_chunks += whole(sample.value),
+            "lazo_source_requests_total" => add(&mut source.requests, sample.value),
+            "lazo_source_bytes_total" => add(&mut source.bytes, sample.value),
+            "lazo_source_errors_total" => add(&mut source.errors, sample.value),
+            "lazo_wrong_chunks_total" => add(&mut source.wrong_chunks, sample.value),
             "lazo_source_first_byte_seconds_sum" => first.seconds += sample.value,
             "lazo_source_first_byte_seconds_count" => first.count += sample.value,
             _ => {}
@@ -144,7 +144,10 @@ fn sources(samples: &[Sample<'_>]) -> Vec<SourceStats> {
         source.first_byte_ms = (first.count > 0.0).then_some(first.seconds * 1000.0 / first.count);
         source
     };
-    sources.into_iter().filter(|(_, (_, first))| first.in_use).map(finish).collect()
+    let mut sources: Vec<SourceStats> =
+        sources.into_iter().filter(|(_, (_, first))| first.in_use).map(finish).collect();
+    sources.sort_by(|a, b| a.name.cmp(&b.name));
+    sources
 }
 
 /// A line of the text: `NAME VALUE` or `NAME{LABEL="VALUE",...} VALUE`.
@@ -189,7 +192,20 @@ impl<'a> Sample<'a> {
 }
 
 fn unescaped(value: &str) -> String {
-    value.replace("\\\"", "\"").replace("\\n", "\n").replace("\\\\", "\\")
+    let mut text = String::with_capacity(value.len());
+    let mut characters = value.chars();
+    while let Some(character) = characters.next() {
+        text.push(match character {
+            '\\' => characters.next().map_or('\\', |escaped| if escaped == 'n' { '\n' } else { escaped }),
+            other => other,
+        });
+    }
+    text
+}
+
+/// Of a sum that may come from any text, so that it can be beyond what fits.
+fn add(sum: &mut u64, value: f64) {
+    *sum = sum.saturating_add(whole(value));
 }
 
 /// Sums are whole numbers, and below the 2^53 up to which an `f64` has all of them.
@@ -237,6 +253,22 @@ mod tests {
         assert_eq!((&*down.name, down.up, down.first_byte_ms), ("docker://down", false, None));
         assert_eq!((&*odd.name, odd.up, odd.requests, odd.errors), ("oci:/a \"b\", {c}=d", true, 7, 1));
         assert!(odd.first_byte_ms.is_some_and(|ms| (ms - 30.0).abs() < 0.01), "{odd:?}");
+    }
+
+    #[test]
+    fn sums_beyond_all_numbers_are_the_greatest() {
+        let up = "lazo_source_up{source=\"a\"} 1\n";
+        let requests = "lazo_source_requests_total{source=\"a\"} 1e300\n";
+        let stats = Stats::scraped(&format!("{up}{requests}{requests}"));
+        assert_eq!(stats.sources[0].requests, u64::MAX);
+    }
+
+    #[test]
+    fn names_are_those_that_were_written_and_in_their_order() {
+        let written = [r"oci:/a\\nb", r"oci:/a\nb", r#"oci:/a\"b"#, "oci:/aZ", r"oci:/\\"];
+        let text = written.map(|name| format!("lazo_source_up{{source=\"{name}\"}} 1\n")).concat();
+        let found: Vec<String> = Stats::scraped(&text).sources.into_iter().map(|source| source.name).collect();
+        assert_eq!(found, [r"oci:/\", "oci:/a\nb", "oci:/a\"b", "oci:/aZ", r"oci:/a\nb"]);
     }
 
     #[test]

@@ -15,6 +15,8 @@
 
 mod blobs;
 mod ending;
+#[cfg(any(test, fuzzing))]
+pub(in crate::node) mod fuzz;
 mod image;
 mod keeper;
 mod mounts;

@@ -76,9 +76,10 @@ pub(crate) struct Store {
     required: bool,
 }
 
+/// A docker config file, as far as it is of use here.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
-struct File {
+pub(crate) struct File {
     auths: HashMap<String, Entry>,
     creds_store: Option<String>,
     cred_helpers: HashMap<String, String>,
@@ -161,7 +162,7 @@ async fn read_bounded(path: &PathBuf) -> std::io::Result<Vec<u8>> {
 }
 
 /// serde's message may quote the file, so only the place is passed on.
-fn parse(bytes: &[u8]) -> Result<File, String> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<File, String> {
     if bytes.trim_ascii().is_empty() {
         return Ok(File::default());
     }
@@ -172,12 +173,28 @@ fn parse(bytes: &[u8]) -> Result<File, String> {
 impl File {
     async fn find(&self, host: &str, repository: &str) -> Result<Option<Credentials>, String> {
         let server = if host == DOCKER_HUB { DOCKER_HUB_KEY } else { host };
-        let own = self.cred_helpers.iter().find(|(key, _)| hostname(key) == host).map(|(_, helper)| helper);
-        for helper in own.into_iter().chain(&self.creds_store).filter(|h| !h.is_empty()) {
+        for helper in self.helpers(host) {
             if let Some(found) = ask_helper(helper, server).await? {
                 return Ok(Some(found));
             }
         }
+        self.kept(host, repository)
+    }
+
+    /// The names of the helpers to ask for a host, in order.
+    fn helpers(&self, host: &str) -> impl Iterator<Item = &str> {
+        let own = self.cred_helpers.iter().find(|(key, _)| hostname(key) == host).map(|(_, helper)| helper);
+        own.into_iter().chain(&self.creds_store).map(String::as_str).filter(|h| !h.is_empty())
+    }
+
+    /// The programs to ask for a host, in order; `Err` for one that cannot be asked.
+    #[cfg(any(test, fuzzing))]
+    pub(crate) fn programs(&self, host: &str) -> Vec<Result<String, String>> {
+        self.helpers(host).map(helper_program).collect()
+    }
+
+    /// The credentials in the file itself.
+    pub(crate) fn kept(&self, host: &str, repository: &str) -> Result<Option<Credentials>, String> {
         match self.entry(host, repository) {
             Some(entry) => entry.credentials().map_err(|reason| format!("entry for {host}: {reason}")),
             None => Ok(None),
@@ -243,12 +260,17 @@ fn decode(auth: &Secret) -> Result<Credentials, String> {
     Ok(Credentials::Password { user: user.to_owned(), password })
 }
 
-/// Runs `docker-credential-NAME get`. Neither what it prints nor its complaints are passed on.
-async fn ask_helper(name: &str, server: &str) -> Result<Option<Credentials>, String> {
+/// `docker-credential-NAME`, which is looked for in PATH.
+fn helper_program(name: &str) -> Result<String, String> {
     if !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
         return Err(format!("bad credential helper name {name:?}"));
     }
-    let program = format!("docker-credential-{name}");
+    Ok(format!("docker-credential-{name}"))
+}
+
+/// Runs `docker-credential-NAME get`. Neither what it prints nor its complaints are passed on.
+async fn ask_helper(name: &str, server: &str) -> Result<Option<Credentials>, String> {
+    let program = helper_program(name)?;
     let (status, output) = match tokio::time::timeout(HELPER_TIMEOUT, run_helper(&program, server)).await {
         Ok(Ok(done)) => done,
         Ok(Err(e)) => return Err(format!("cannot run {program}: {e}")),
@@ -257,7 +279,8 @@ async fn ask_helper(name: &str, server: &str) -> Result<Option<Credentials>, Str
     understand(&program, status, &output)
 }
 
-fn understand(program: &str, status: ExitStatus, output: &[u8]) -> Result<Option<Credentials>, String> {
+/// What a helper answers: it ends well with a login, or fails and says that it has none.
+pub(crate) fn understand(program: &str, status: ExitStatus, output: &[u8]) -> Result<Option<Credentials>, String> {
     if !status.success() {
         // The protocol's way of saying "no such login".
         if String::from_utf8_lossy(output).contains("credentials not found") {

@@ -25,7 +25,7 @@ type Result<T, E = String> = std::result::Result<T, E>;
 
 /// The hosts of a file in order, the registry itself last, and remarks on what has no effect. Relative paths are relative
 /// to `directory`.
-pub(super) fn parse(directory: &Path, text: &str) -> Result<(Vec<HostConfig>, Vec<String>)> {
+pub(crate) fn parse(directory: &Path, text: &str) -> Result<(Vec<HostConfig>, Vec<String>)> {
     let table: Table = text.parse().map_err(|e: toml::de::Error| syntax(text, &e))?;
     let mut reader = Reader { directory, notes: Vec::new() };
     let mut hosts = Vec::new();

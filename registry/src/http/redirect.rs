@@ -75,7 +75,7 @@ pub(crate) fn is_redirect(status: StatusCode) -> bool {
 ///
 /// From https there is no way back to http. And whoever is between us and a plain-HTTP server could answer in its place, and send us
 /// to a server that only we can reach; so that may not name another host, unless it is this machine's own.
-fn step(from: &Url, mut to: Url, insecure: bool) -> Result<Url, String> {
+pub(crate) fn step(from: &Url, mut to: Url, insecure: bool) -> Result<Url, String> {
     if !matches!(to.scheme(), "http" | "https") {
         return Err(format!("refused to be sent on to {}: neither http nor https", shown_url(&to)));
     }

@@ -39,7 +39,8 @@ impl Backoff {
         Ok(())
     }
 
-    fn pause(&mut self, error: &Error) -> Option<Duration> {
+    /// How long to wait before the next attempt; `None` when there is none.
+    pub(crate) fn pause(&mut self, error: &Error) -> Option<Duration> {
         self.failures += 1;
         if !error.is_transient() || self.failures >= self.attempts {
             return None;

@@ -148,9 +148,14 @@ impl Body {
     }
 }
 
-/// Whether a 206 answers what was asked: `bytes START-END/SIZE`.
+/// Whether a 206 answers what was asked, by its headers.
 fn check_content_range(response: &Response, size: u64, range: &Range<u64>) -> Result<(), String> {
     let value = response.headers().get(CONTENT_RANGE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    answers_range(value, response.content_length(), size, range)
+}
+
+/// Whether a `Content-Range` of the form `bytes START-END/SIZE`, and the length that is announced beside it, are what was asked for.
+pub(crate) fn answers_range(value: &str, announced: Option<u64>, size: u64, range: &Range<u64>) -> Result<(), String> {
     let parse = || {
         let (span, total) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
         let (first, last) = span.split_once('-')?;
@@ -161,7 +166,7 @@ fn check_content_range(response: &Response, size: u64, range: &Range<u64>) -> Re
     if parse() != Some((range.start, range.end - 1, size)) {
         return Err(format!("asked for bytes {asked}, but the server answered {value:?}"));
     }
-    match response.content_length() {
+    match announced {
         Some(actual) if actual != expected => {
             Err(format!("asked for bytes {asked}, but the server announced {actual} bytes"))
         }

@@ -94,7 +94,7 @@ impl Drop for Lease<'_> {
 }
 
 /// How long a redirect to `url` may be kept, by what its answer and the URL itself say.
-pub(super) fn lifetime(headers: &HeaderMap, url: &Url) -> Duration {
+pub(crate) fn lifetime(headers: &HeaderMap, url: &Url) -> Duration {
     let said = [cache_lifetime(headers), signature_lifetime(url, SystemTime::now())];
     said.into_iter().flatten().min().unwrap_or(USUAL_LIFETIME)
 }

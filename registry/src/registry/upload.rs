@@ -241,12 +241,16 @@ impl Registry {
     }
 }
 
-/// Bytes the registry holds: `Range: 0-LAST`, where an empty upload is `0-0`.
+/// Bytes the registry holds, by the headers of its answer.
 fn stored(response: &Response) -> Option<u64> {
-    let range = response.headers().get(RANGE)?.to_str().ok()?;
+    stored_bytes(response.headers().get(RANGE)?.to_str().ok()?)
+}
+
+/// Bytes that a `Range` of the form `0-LAST` speaks of; `0-0` is that of an empty upload.
+pub(crate) fn stored_bytes(range: &str) -> Option<u64> {
     let range = range.strip_prefix("bytes=").unwrap_or(range);
     let last: u64 = range.strip_prefix("0-")?.parse().ok()?;
-    Some(if last == 0 { 0 } else { last + 1 })
+    if last == 0 { Some(0) } else { last.checked_add(1) }
 }
 
 /// A registry that says what it has stored must have stored that.
@@ -256,5 +260,26 @@ fn check_stored(response: &Response, expected: &Digest, what: &str) -> Result<()
             Err(Error::digest(format_args!("{what} as stored"), *expected, actual))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_say_how_much_is_stored() {
+        for (range, bytes) in [
+            ("0-0", Some(0)),
+            ("0-9", Some(10)),
+            ("bytes=0-9", Some(10)),
+            ("0-18446744073709551614", Some(u64::MAX)),
+            ("0-18446744073709551615", None),
+            ("0-18446744073709551616", None),
+            ("1-9", None),
+            ("", None),
+        ] {
+            assert_eq!(stored_bytes(range), bytes, "{range}");
+        }
     }
 }

@@ -112,3 +112,15 @@ proptest! {
         prop_assert_eq!((matches(&same, &name, &[]), matches(&other, &name, &[])), (true, false));
     }
 }
+
+#[test]
+fn costs_are_bounded() {
+    let refused = |expressions: &[String]| Filter::parse(expressions).unwrap_err().reason;
+    assert_eq!(refused(&["name~=a,".repeat(16) + "name~=a"]), "there are more than 16 regular expressions");
+    assert_eq!(refused(&vec!["name~=a".to_owned(); 17]), "there are more than 16 regular expressions");
+    Filter::parse(&vec!["name~=a"; 16]).unwrap();
+    assert_eq!(refused(&vec!["name==a".to_owned(); 10_000]), "filters are longer than 64 KiB");
+    Filter::parse(&vec!["name==a"; 9_000]).unwrap();
+    assert!(!matches(r"name~=\w{10000}", "a", &[]), "it would take many megabytes");
+    assert!(matches(r"name~=/^\\w{20}/", &"a".repeat(20), &[]));
+}

@@ -28,15 +28,15 @@ pub(super) struct Image {
     lazo: Option<LazoLayers>,
 }
 
-pub(super) struct Layer {
-    pub(super) descriptor: Descriptor,
-    pub(super) kind: LayerKind,
+pub(crate) struct Layer {
+    pub(crate) descriptor: Descriptor,
+    pub(crate) kind: LayerKind,
     /// What its snapshot is to have.
-    pub(super) labels: Labels,
+    pub(crate) labels: Labels,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LayerKind {
+pub(crate) enum LayerKind {
     /// Data of a lazo image, which is fetched as it is read.
     Blob,
     /// The tree of a lazo image.
@@ -113,7 +113,7 @@ fn lazo_part(manifest: &Manifest) -> Result<Option<LazoLayers>, PullError> {
     read.map_err(|fault| no_image(format_args!("manifest {}: {fault}", manifest.descriptor.digest())))
 }
 
-fn layers(name: &str, manifest: &Manifest) -> Result<Vec<Layer>, PullError> {
+pub(crate) fn layers(name: &str, manifest: &Manifest) -> Result<Vec<Layer>, PullError> {
     let descriptors = manifest.manifest.layers();
     let count = descriptors.len();
     if let Some((number, other)) = (1..).zip(descriptors).find(|(_, layer)| !is_layer(layer)) {

@@ -11,7 +11,7 @@ use crate::store::Owners;
 const MAX_RANGES: usize = 340;
 
 /// What the labels say, if they say anything.
-pub(super) fn from_labels(labels: &BTreeMap<String, String>) -> Result<Option<Owners>, Error> {
+pub(crate) fn from_labels(labels: &BTreeMap<String, String>) -> Result<Option<Owners>, Error> {
     let (users, groups) = (labels.get(labels::UID_MAPPING), labels.get(labels::GID_MAPPING));
     match (users, groups) {
         (None, None) => Ok(None),
@@ -30,7 +30,7 @@ pub(super) fn root(owners: &Owners) -> Result<Owner, Error> {
 }
 
 /// As the node daemon takes it.
-pub(super) fn for_daemon(owners: &Owners) -> String {
+pub(crate) fn for_daemon(owners: &Owners) -> String {
     format!("{},{}", owners.users.replace(',', "+"), owners.groups.replace(',', "+"))
 }
 

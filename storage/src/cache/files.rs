@@ -1,6 +1,6 @@
 //! The files of one blob's cache, opened under a shared lock on its directory.
 
-mod stage;
+pub(crate) mod stage;
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;

@@ -83,7 +83,7 @@ struct Entry {
 
 /// The note in `verified.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Stamp {
+pub(crate) struct Stamp {
     version: u32,
     /// Digest by which the image is kept.
     #[serde(default)]
@@ -115,11 +115,16 @@ impl Stamp {
 
     /// The note in a file; `None` for one of a later version or none at all.
     pub(super) fn read(path: &Path) -> Option<Self> {
-        let stamp: Self = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
+        Self::parse(&std::fs::read(path).ok()?)
+    }
+
+    /// The note in a file's content; `None` for one of another version or none at all.
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
+        let stamp: Self = serde_json::from_slice(bytes).ok()?;
         (HASHED_ONLY..=VERSION).contains(&stamp.version).then_some(stamp)
     }
 
-    pub(super) fn to_json(&self) -> io::Result<Vec<u8>> {
+    pub(crate) fn to_json(&self) -> io::Result<Vec<u8>> {
         serde_json::to_vec(self).map_err(io::Error::other)
     }
 

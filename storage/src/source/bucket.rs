@@ -9,11 +9,13 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::stream::{StreamExt as _, TryStreamExt as _};
+use http_body_util::{BodyExt as _, Limited};
 use lazo_format::BlobRecord;
 use lazo_registry::{Options, Web};
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::client::{
-    ClientOptions, HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService,
+    ClientOptions, HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody,
+    HttpService,
 };
 use object_store::path::Path;
 use object_store::signer::Signer as _;
@@ -27,6 +29,10 @@ use super::{BlobSource, ByteStream, ErrorKind, SourceError, blob_path};
 const SIGNED_FOR: Duration = Duration::from_secs(15 * 60);
 /// Longest wait for credentials from the instance, the container or a token service, all of which are near.
 const CREDENTIALS_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest answer of a service that gives credentials, bytes. Real ones have some kilobytes, of which a session token is the most.
+const MAX_ANSWER: usize = 256 << 10;
+/// Where the instance's metadata service answers with a token, and with the name of a role: these go into a header and a URL.
+const WORDS: [&str; 2] = ["/latest/api/token", "/latest/meta-data/iam/security-credentials/"];
 /// Prefix of the environment variables that are settings.
 const SETTINGS: &str = "AWS_";
 
@@ -217,10 +223,29 @@ impl HttpService for Connector {
             let url =
                 url.parse().map_err(|e: <Url as std::str::FromStr>::Err| HttpError::new(HttpErrorKind::Unknown, e))?;
             let client = self.0.client(&url).map_err(|e| HttpError::new(HttpErrorKind::Connect, e))?;
-            client.call(request).await
+            let path = request.uri().path().to_owned();
+            checked(&path, client.call(request).await?).await
         })
     }
 }
+
+/// The same answer to a request for `path`, read whole, if it is one that can be used. `object_store` would read one of any length into
+/// memory, and panics where it cannot make its next request of a word.
+pub(crate) async fn checked(path: &str, answer: HttpResponse) -> Result<HttpResponse, HttpError> {
+    let (head, body) = answer.into_parts();
+    let failed = |error: Box<dyn StdError + Send + Sync>| HttpError::new(HttpErrorKind::Decode, Boxed(error));
+    let body = Limited::new(body, MAX_ANSWER).collect().await.map_err(failed)?.to_bytes();
+    let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || b"_+=,.@-/".contains(byte);
+    if head.status.is_success() && WORDS.contains(&path) && !body.iter().all(is_word) {
+        return Err(failed(format!("the answer to {path} is not a name or a token").into()));
+    }
+    Ok(HttpResponse::from_parts(head, HttpResponseBody::from(body)))
+}
+
+/// A boxed cause, as the error wants a type.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+struct Boxed(Box<dyn StdError + Send + Sync>);
 
 /// Stands for all that is reached without a proxy.
 const NEAR: &str = "http://localhost/";
@@ -228,5 +253,27 @@ const NEAR: &str = "http://localhost/";
 impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Connector")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn answers_about_credentials_are_bounded_and_words_are_words() {
+        let [token, role] = WORDS;
+        for (path, answer, fits) in [
+            ("/credentials", " ".repeat(MAX_ANSWER), true),
+            ("/credentials", " ".repeat(MAX_ANSWER + 1), false),
+            (token, "AQAEAL-x_1+/=".to_owned(), true),
+            (token, "a\nb".to_owned(), false),
+            (role, "team@app,x.y".to_owned(), true),
+            (role, "<html>".to_owned(), false),
+            (role, "a b".to_owned(), false),
+        ] {
+            let checked = checked(path, HttpResponse::new(HttpResponseBody::from(answer.clone()))).await;
+            assert_eq!(checked.is_ok(), fits, "{path}: {} bytes", answer.len());
+        }
     }
 }

@@ -87,9 +87,14 @@ fn group_number(group: &str) -> io::Result<u32> {
         return Ok(number);
     }
     let groups = fs::read_to_string("/etc/group")?;
-    let found = groups.lines().find_map(|line| line.strip_prefix(group)?.strip_prefix(':')?.split(':').nth(1));
     let missing = || io::Error::new(io::ErrorKind::NotFound, format!("control_group: there is no group {group}"));
-    found.and_then(|number| number.parse().ok()).ok_or_else(missing)
+    number_in(&groups, group).ok_or_else(missing)
+}
+
+/// The number of a group in the text of `/etc/group`.
+pub(super) fn number_in(groups: &str, group: &str) -> Option<u32> {
+    let found = groups.lines().find_map(|line| line.strip_prefix(group)?.strip_prefix(':')?.split(':').nth(1));
+    found?.parse().ok()
 }
 
 #[cfg(test)]

@@ -274,6 +274,13 @@ fn what_makes_no_sense_is_refused() {
             "absolute",
         ),
         ("POST", "/v1/mounts", r#"{"image": "x", "mount_point": "/m", "registry": {"ca": ["c"]}}"#, 400, "absolute"),
+        (
+            "POST",
+            "/v1/mounts",
+            r#"{"image": "x", "mount_point": "/m", "outage_limit": 18446744073709551615}"#,
+            400,
+            "86400",
+        ),
         ("POST", "/v1/mounts", &too_long, 413, r#""kind":"too_long""#),
         ("DELETE", "/v1/mounts", r#"{"mount_point": "/nowhere"}"#, 404, "/nowhere"),
         ("DELETE", "/v1/mounts", r#"{"mount_point": "nowhere"}"#, 400, "absolute"),

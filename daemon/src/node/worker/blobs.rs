@@ -160,7 +160,7 @@ pub(super) fn file_name(slot: u32, blob: BlobIndex) -> String {
     format!("{slot}-{}", blob.0)
 }
 
-fn parse_name(name: &OsStr) -> Option<(u32, BlobIndex)> {
+pub(super) fn parse_name(name: &OsStr) -> Option<(u32, BlobIndex)> {
     let (slot, blob) = name.to_str()?.split_once('-')?;
     let (slot, blob) = (slot.parse().ok()?, BlobIndex(blob.parse().ok()?));
     // One name each.

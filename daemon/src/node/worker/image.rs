@@ -235,7 +235,7 @@ impl Worker {
     pub(super) fn file_system(&self, opened: Opened, data: &DataOptions) -> Arc<FileSystem> {
         let mut policy = self.config.policy();
         if let Some(limit) = data.outage_limit {
-            policy.outage_limit = Duration::from_secs(limit);
+            policy.outage_limit = Duration::from_secs(limit.min(config::MAX_OUTAGE_LIMIT));
         }
         let parts = Parts {
             index: Arc::clone(opened.image.index()),

@@ -103,11 +103,19 @@ impl Numbered for MountRecord {
     }
 }
 
+/// A record as it is written.
 #[derive(Serialize, Deserialize)]
-struct Stamped<T> {
+pub(super) struct Stamped<T> {
     version: u32,
     boot: String,
-    record: T,
+    pub(super) record: T,
+}
+
+impl<T: Numbered> Stamped<T> {
+    /// From the content of a file.
+    pub(super) fn parse(bytes: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(bytes)
+    }
 }
 
 /// The records.
@@ -161,7 +169,7 @@ impl State {
                 let _ = fs::remove_file(&path);
                 continue;
             }
-            let read = fs::read(&path).and_then(|bytes| Ok(serde_json::from_slice::<Stamped<T>>(&bytes)?));
+            let read = fs::read(&path).and_then(|bytes| Ok(Stamped::<T>::parse(&bytes)?));
             match read {
                 Ok(stamped) if stamped.version > VERSION => {
                     tracing::error!(path = %path.display(), version = stamped.version, "a record of a newer lazo is not understood");

@@ -74,7 +74,7 @@ impl Stage {
 
 /// The note in `sealed`.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Note {
+pub(crate) struct Note {
     version: u32,
     /// Name of the blob's directory, which has the digests of the blob and of its chunk table.
     blob: String,
@@ -83,8 +83,17 @@ struct Note {
 
 impl Note {
     fn read(dir: &Path) -> Option<Self> {
-        let note: Self = serde_json::from_slice(&std::fs::read(dir.join(NOTE)).ok()?).ok()?;
+        Self::parse(&std::fs::read(dir.join(NOTE)).ok()?)
+    }
+
+    /// The note in a file's content; `None` for one of another version or none at all.
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
+        let note: Self = serde_json::from_slice(bytes).ok()?;
         (note.version == VERSION).then_some(note)
+    }
+
+    pub(crate) fn to_json(&self) -> io::Result<Vec<u8>> {
+        serde_json::to_vec(self).map_err(io::Error::other)
     }
 
     fn write(dir: &Path, data: &Identity) -> io::Result<()> {
@@ -92,7 +101,7 @@ impl Note {
         let note = Self { version: VERSION, blob, data: data.clone() };
         // Another boot does not believe it, so that it need not be synced.
         let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        file.write_all(&serde_json::to_vec(&note).map_err(io::Error::other)?)?;
+        file.write_all(&note.to_json()?)?;
         file.persist(dir.join(NOTE))?;
         Ok(())
     }

@@ -1,0 +1,15 @@
+//! What services answer that give credentials for buckets.
+#![no_main]
+
+mod cost;
+
+use cost::{Cost, Linear, bounded};
+use libfuzzer_sys::fuzz_target;
+
+const COST: Cost = Cost {
+    bytes: Linear { constant: 1 << 20, per_byte: 256 },
+    allocations: Linear { constant: 8192, per_byte: 16 },
+    held: Linear { constant: 1 << 20, per_byte: 128 },
+};
+
+fuzz_target!(|data: &[u8]| bounded(data, COST, || lazo_storage::fuzz::credentials(data)));
