@@ -18,6 +18,7 @@ mod load;
 mod metrics;
 mod mirrors;
 mod mount;
+mod neighbours;
 mod options;
 mod rights;
 mod semantics;
