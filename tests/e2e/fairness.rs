@@ -73,7 +73,7 @@ fn mount_and_read(served: &Served, node: &Node<'_>, round: &str) {
     let layer = blob_path(&served.layout, &served.manifest.bootstrap_layer());
     run("tar", ["-xzf", layer.to_str().expect("a plain path"), "-C", files.to_str().expect("a plain path")]);
     let place = served.scratch.dir(&format!("adopted-{round}"));
-    let request = MountRequest { files: Some(files), ..MountRequest::new(served.image(), place.clone()) };
+    let request = MountRequest { files: Some(files.join("image")), ..MountRequest::new(served.image(), place.clone()) };
     let begin = Instant::now();
     Client::at(node.socket()).mount(&request).expect("a mount by files");
     let by_files = begin.elapsed();

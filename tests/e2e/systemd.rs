@@ -21,8 +21,8 @@ impl<'a> Container<'a> {
     fn start(machine: &'a Machine<'a>, served: &'a Served) -> Self {
         let image = format!("{REGISTRY}/{NAME}");
         machine.run("lazo", ["pull", &image]);
-        let run = ["run", "--detach", "--null-io", "--snapshotter", "lazo", &image, CONTAINER, "/bin/sleep", "1000000"];
-        machine.run("ctr", run);
+        let run = ["run", "--detach", "--null-io", "--snapshotter", "lazo", "--cpu-shares", "0"];
+        machine.run("ctr", run.into_iter().chain([&*image, CONTAINER, "/bin/sleep", "1000000"]));
         Self { machine, served }
     }
 
@@ -91,7 +91,8 @@ fn a_container_reads_on_whatever_happens_to_the_units() {
     }
     // Another container starts as ever, through the sockets that systemd holds.
     let image = format!("{REGISTRY}/{NAME}");
-    let said = machine.run("ctr", ["run", "--rm", "--snapshotter", "lazo", &image, "other", "/bin/echo", "hello"]);
+    let run = ["run", "--rm", "--snapshotter", "lazo", "--cpu-shares", "0", &image, "other", "/bin/echo", "hello"];
+    let said = machine.run("ctr", run);
     assert_eq!(said, "hello\n");
     container.end();
     machine.run("ctr", ["image", "rm", "--sync", &image]);

@@ -7,7 +7,7 @@ use std::{
 
 use rustix::process::Pid;
 
-use super::{Scratch, failure_of, stdout_of};
+use super::{Scratch, failure_of, output_of, stdout_of};
 
 /// A live mount of lazo's own.
 pub(crate) struct Mounted<'a> {
@@ -59,7 +59,17 @@ impl<'a> Mounted<'a> {
 
     /// `lazo umount`, which must succeed.
     pub(crate) fn umount(mut self) {
-        stdout_of(self.scratch.lazo(["umount"]).arg(&self.dir));
+        /// How long a process that another test has just started may have, until it runs its own program, what this process had open.
+        const LIMIT: Duration = Duration::from_secs(5);
+        let start = Instant::now();
+        loop {
+            let ended = output_of(self.scratch.lazo(["umount"]).arg(&self.dir));
+            let text = String::from_utf8_lossy(&ended.stderr);
+            if ended.status.success() {
+                break;
+            }
+            assert!(text.contains("is busy") && start.elapsed() < LIMIT, "{text}");
+        }
         self.live = false;
         assert!(!is_mounted(&self.dir), "still mounted after lazo umount");
     }

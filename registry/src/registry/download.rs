@@ -59,9 +59,10 @@ impl Senders {
 
     /// Has all of them asked last for a while.
     pub(crate) fn rest_after(&self, error: &Error) {
-        for host in &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            host.rest_after(error);
-        }
+        let hosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that gave up on its part already is to blame for the whole, rather than the one that went on from there.
+        let known = hosts.iter().any(Registry::is_resting);
+        hosts.iter().filter(|host| !known || host.is_resting()).for_each(|host| host.rest_after(error));
     }
 }
 

@@ -322,13 +322,14 @@ async fn reads_docker_archives() {
         assert_eq!(source.root().await.unwrap(), open(&reference(rest)).await.root().await.unwrap());
         assert!(read(&source, &image.config.descriptor).await.unwrap_err().is_not_found());
     }
+    write(serde_json::json!([entry(&["app:1"], &three), entry(&[], &three[..2])]));
     let fails = async |rest: &str| Source::open(&reference(rest), &Options::default()).await.unwrap_err().to_string();
     assert!(fails("").await.contains("2 images"));
     assert!(fails(":@2").await.contains("no image @2"));
     write(serde_json::json!([entry(&[], &three[..2])]));
-    assert!(fails("").await.contains("2 layers, but 3 diffIDs"));
+    assert!(fails("").await.contains("2 layers, but 3 diff_ids"));
     write(serde_json::json!([entry(&[], &["1/layer.tar", "2/layer.tar", "none"])]));
-    assert!(fails("").await.contains("layer none"));
+    assert!(fails("").await.contains("(none)"));
     // A layer that is not what the config says is noticed when it is read.
     write(serde_json::json!([entry(&[], &["1/layer.tar", "2/layer.tar", "manifest.json"])]));
     let source = open(&reference("")).await;
