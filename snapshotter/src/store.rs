@@ -4,19 +4,28 @@
 //! its directory and its image's mount, and which no other snapshot ever gets.
 //!
 //! A change is on the disk when [`Store::change`] returns, and after a crash there wholly or not at all.
+//!
+//! After one I/O error, such as that of a full disk, redb refuses everything for as long as the database is open. So it is opened
+//! again then, which finds what was committed. Beside it lies a reserve of disk space, which removals may use up: they
+//! are what makes room again.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
 
 use prost::Message;
 use redb::{
     Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
     TableError,
 };
+use rustix::fs::{FallocateFlags, fallocate};
 
 pub use self::record::{Image, Kind, Owners, Record, Role};
 
 mod record;
+#[cfg(test)]
+mod tests;
 
 /// Records by name.
 const SNAPSHOTS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("snapshots");
@@ -37,6 +46,10 @@ const THIS_VERSION: u64 = 1;
 
 /// What redb may keep in memory, in bytes; a record takes about one KiB. Its own default is 1 GiB.
 const CACHE: usize = 8 << 20;
+
+/// Disk space that is kept for removals, in bytes. A change writes some pages of 4 KiB anew, and the file grows by at most as much as
+/// it has, which is a megabyte for some hundred snapshots.
+const RESERVE: u64 = 4 << 20;
 
 /// Longest chain of parents. Images have at most 127 layers elsewhere, and overlayfs takes at most 500; a damaged database must not be
 /// followed in circles.
@@ -80,10 +93,27 @@ macro_rules! from_redb {
 }
 from_redb!(StorageError, TableError, redb::TransactionError, redb::CommitError);
 
+impl StoreError {
+    /// Whether redb has met an I/O error before, and so will not even try.
+    fn is_latched(&self) -> bool {
+        matches!(self, Self::Database(error) if matches!(**error, redb::Error::PreviousIo))
+    }
+}
+
 /// The database.
 #[derive(Debug)]
 pub struct Store {
-    database: Database,
+    path: PathBuf,
+    reserve: PathBuf,
+    open: RwLock<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    /// `None` when it could not be opened again.
+    database: Option<Database>,
+    /// How often it was opened.
+    times: u64,
 }
 
 impl Store {
@@ -92,8 +122,9 @@ impl Store {
     /// # Errors
     /// When it cannot be, above all while another process has it open.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let database = Database::builder().set_cache_size(CACHE).create(path);
-        let store = Self { database: database.map_err(|source| StoreError::Open { source })? };
+        let open = RwLock::new(Open { database: Some(open_database(path)?), times: 1 });
+        let store = Self { path: path.to_owned(), reserve: path.with_extension("reserve"), open };
+        store.keep_reserve();
         store.change(|change| {
             let version = change.numbers.get(VERSION)?.map_or(THIS_VERSION, |version| version.value());
             if version != THIS_VERSION {
@@ -110,7 +141,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub fn get(&self, name: &str) -> Result<Option<Record>, StoreError> {
-        get(&self.database.begin_read()?.open_table(SNAPSHOTS)?, name)
+        self.read(|transaction| get(&transaction.open_table(SNAPSHOTS)?, name))
     }
 
     /// A snapshot and its parents, up to the one that has none.
@@ -118,7 +149,7 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub fn chain(&self, name: &str) -> Result<Vec<Record>, StoreError> {
-        chain(&self.database.begin_read()?.open_table(SNAPSHOTS)?, name)
+        self.read(|transaction| chain(&transaction.open_table(SNAPSHOTS)?, name))
     }
 
     /// Shows all snapshots, in the order of their names.
@@ -126,11 +157,15 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub fn each(&self, mut show: impl FnMut(&str, Record)) -> Result<(), StoreError> {
-        let table = self.database.begin_read()?.open_table(SNAPSHOTS)?;
-        for entry in table.iter()? {
-            let (name, value) = entry?;
-            show(name.value(), decode(name.value(), value.value())?);
-        }
+        let all = self.read(|transaction| {
+            let mut all = Vec::new();
+            for entry in transaction.open_table(SNAPSHOTS)?.iter()? {
+                let (name, value) = entry?;
+                all.push((name.value().to_owned(), decode(name.value(), value.value())?));
+            }
+            Ok(all)
+        })?;
+        all.into_iter().for_each(|(name, record)| show(&name, record));
         Ok(())
     }
 
@@ -151,8 +186,73 @@ impl Store {
     /// # Errors
     /// When the database fails.
     pub fn next(&self) -> Result<u64, StoreError> {
-        let transaction: ReadTransaction = self.database.begin_read()?;
-        Ok(transaction.open_table(NUMBERS)?.get(NEXT)?.map_or(1, |next| next.value()))
+        self.read(|transaction| Ok(transaction.open_table(NUMBERS)?.get(NEXT)?.map_or(1, |next| next.value())))
+    }
+
+    fn read<T>(&self, look: impl Fn(&ReadTransaction) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.with(|database| look(&database.begin_read()?))
+    }
+
+    /// Uses the database; opens it again and tries once more if redb has met an I/O error before.
+    fn with<T>(&self, work: impl Fn(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        let times = {
+            let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+            match open.database.as_ref().map(&work) {
+                Some(Err(error)) if error.is_latched() => open.times,
+                Some(done) => return done,
+                None => open.times,
+            }
+        };
+        self.open_again(times)?;
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        open.database.as_ref().map_or_else(|| Err(redb::StorageError::DatabaseClosed.into()), work)
+    }
+
+    /// Opens the database again, unless somebody has since it was opened for so many times.
+    fn open_again(&self, times: u64) -> Result<(), StoreError> {
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        if open.database.is_none() || open.times == times {
+            // The old one's lock on the file goes first.
+            open.database = None;
+            open.database = Some(open_database(&self.path)?);
+            open.times += 1;
+            tracing::warn!(path = %self.path.display(), "the snapshots' metadata was opened again after an I/O error");
+        }
+        Ok(())
+    }
+
+    /// Takes disk space for [`Store::change_at_last`], if there is plenty and none has been taken.
+    pub fn keep_reserve(&self) {
+        if fs::metadata(&self.reserve).is_ok_and(|file| file.len() == RESERVE) || self.free_space() < 2 * RESERVE {
+            return;
+        }
+        let taken = File::create(&self.reserve)
+            .map_err(|error| error.to_string())
+            .and_then(|file| fallocate(file, FallocateFlags::empty(), 0, RESERVE).map_err(|error| error.to_string()));
+        if let Err(error) = taken {
+            tracing::debug!(error, "no disk space can be kept for removals");
+            let _ = fs::remove_file(&self.reserve);
+        }
+    }
+
+    /// Bytes that can be written below the database's directory; none if that cannot be told.
+    fn free_space(&self) -> u64 {
+        let directory = self.path.parent().unwrap_or(Path::new("/"));
+        rustix::fs::statvfs(directory).map_or(0, |space| space.f_bavail.saturating_mul(space.f_frsize))
+    }
+
+    /// [`Store::change`], for a change that makes room: on a full disk it may use the reserve.
+    ///
+    /// # Errors
+    /// As of [`Store::change`].
+    pub fn change_at_last<T, E: From<StoreError>>(
+        &self,
+        work: impl Fn(&mut Change<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        match self.change(&work) {
+            Err(_) if self.free_space() < RESERVE && fs::remove_file(&self.reserve).is_ok() => self.change(work),
+            done => done,
+        }
     }
 
     /// Changes the metadata: all that `work` does, or nothing if it fails. One change is made at a time.
@@ -160,7 +260,7 @@ impl Store {
     /// # Errors
     /// Those of `work`, and when the database fails.
     pub fn change<T, E: From<StoreError>>(&self, work: impl FnOnce(&mut Change<'_>) -> Result<T, E>) -> Result<T, E> {
-        let transaction = self.database.begin_write().map_err(StoreError::from)?;
+        let transaction = self.with(|database| Ok(database.begin_write()?))?;
         let done = {
             let mut change = Change::of(&transaction)?;
             work(&mut change)?
@@ -168,6 +268,10 @@ impl Store {
         transaction.commit().map_err(StoreError::from)?;
         Ok(done)
     }
+}
+
+fn open_database(path: &Path) -> Result<Database, StoreError> {
+    Database::builder().set_cache_size(CACHE).create(path).map_err(|source| StoreError::Open { source })
 }
 
 /// A change under way.

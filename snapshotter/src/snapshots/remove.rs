@@ -19,10 +19,10 @@ impl Snapshots {
     /// When there is no such snapshot, or it has children.
     pub async fn remove(self: &Arc<Self>, key: String) -> Result<(), Error> {
         let removed = self.blocking(move |snapshots| {
-            snapshots.store.change(|change| {
+            snapshots.store.change_at_last(|change| {
                 let record = change.get(&key)?.ok_or_else(|| Error::NotFound(key.clone()))?;
                 if change.has_children(record.id)? {
-                    return Err(Error::HasChildren(key));
+                    return Err(Error::HasChildren(key.clone()));
                 }
                 change.remove(&key, &record)?;
                 let unused = match record.blob() {
@@ -49,6 +49,7 @@ impl Snapshots {
             snapshots.release_unused().await;
             snapshots.unmount_orphans().await?;
             snapshots.blocking(Self::sweep).await?;
+            snapshots.blocking(|snapshots| snapshots.store.keep_reserve()).await;
             drop(one);
             Ok(())
         });
