@@ -120,11 +120,15 @@ fn bucket(rest: &str) -> Result<Kind, String> {
     Ok(Kind::Bucket { bucket: bucket.to_owned(), prefix: prefix.to_owned() })
 }
 
-/// The text, unless there may be a login or a signature in it.
+/// The text, unless there may be a login or a signature in it, wherever a typing error has put that.
 fn shown(text: &str) -> String {
-    match text.split_once("://") {
-        Some((scheme, rest)) if rest.contains(['@', '?']) => format!("{scheme}://..."),
-        _ => text.to_owned(),
+    if text.starts_with("oci:") || !text.contains(['@', '?']) {
+        return text.to_owned();
+    }
+    let scheme = text.split_once("://").map(|(scheme, _)| scheme);
+    match scheme.filter(|scheme| scheme.bytes().all(|byte| byte.is_ascii_alphanumeric())) {
+        Some(scheme) => format!("{scheme}://..."),
+        None => "...".to_owned(),
     }
 }
 
