@@ -27,7 +27,8 @@ enum Command {
         /// The program [default: this very one]
         binary: Option<PathBuf>,
     },
-    /// End the daemon; while images are in use, it says by whom, serves them on, and ends after the last of them
+    /// End the daemon; while images are in use, it says by whom, serves them on, and ends after the last of them. Refused while a service
+    /// manager runs it, which would start it again: stop the unit instead
     Stop {
         /// End at once: whoever still reads gets I/O errors
         #[arg(long)]

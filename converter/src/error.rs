@@ -30,6 +30,14 @@ pub enum Error {
         /// Where the lazo image was to go.
         destination: String,
     },
+    /// The destination cannot be read, and may be an ordinary image.
+    #[error("cannot see whether {destination} holds an ordinary image; --force replaces whatever is there")]
+    MayOverwrite {
+        /// Where the lazo image was to go.
+        destination: String,
+        /// Cause.
+        source: Box<lazo_registry::Error>,
+    },
     /// A layer of the source is not what it should be.
     #[error("layer {number} of {count} ({digest})")]
     Layer {

@@ -226,6 +226,8 @@ impl Merge {
 
     fn apply_hard_link(&mut self, parent: NodeRef, name: &[u8], target: &[u8]) -> Result<Applied, Problem> {
         let fail = |why| Problem::HardLink { target: target.escape_ascii().to_string(), why };
+        // What has the name goes first, as it does when a runtime unpacks: so nothing can be linked to itself or out of itself.
+        self.children_mut(parent).remove(name);
         let path = components(target)?;
         let (last, parents) = path.split_last().ok_or_else(|| fail("is the root directory"))?;
         let directory = self.walk_to(parents, false)?.ok_or_else(|| fail("does not exist"))?;

@@ -7,7 +7,8 @@ use crate::error::Error;
 /// Most manifests of an index looked at; one that has more counts as ordinary. The largest official images have about 20.
 const MAX_LOOKED_AT: usize = 64;
 
-/// Refuses a destination that holds an ordinary image. One that cannot be read is let pass: an account may push and not pull.
+/// Refuses a destination that holds an ordinary image, or that may hold one. One that may not be read is let pass: an account may push
+/// and not pull.
 pub(crate) async fn check_overwrite(destination: &ImageRef, options: &Options) -> Result<(), Error> {
     let path = match destination {
         ImageRef::OciArchive { path, .. } => path.as_path(),
@@ -21,12 +22,12 @@ pub(crate) async fn check_overwrite(destination: &ImageRef, options: &Options) -
     match holds_ordinary(destination, options).await {
         Ok(false) => Ok(()),
         Ok(true) => Err(Error::Overwrites { destination: destination.to_string() }),
-        Err(error) if matches!(destination, ImageRef::Docker(_)) => {
+        Err(error @ lazo_registry::Error::Denied { .. }) => {
             let error: &dyn std::error::Error = &error;
             tracing::warn!(error, "cannot see whether {destination} holds an ordinary image");
             Ok(())
         }
-        Err(error) => Err(error.into()),
+        Err(source) => Err(Error::MayOverwrite { destination: destination.to_string(), source: Box::new(source) }),
     }
 }
 
@@ -37,7 +38,8 @@ async fn holds_ordinary(destination: &ImageRef, options: &Options) -> Result<boo
     while let Some(document) = pending.pop() {
         looked_at += 1;
         match document.content()? {
-            Content::Manifest(manifest) if LazoLayers::are_in(&manifest) => {}
+            // With other layers above the bootstrap, it is somebody's own image.
+            Content::Manifest(manifest) if LazoLayers::read(&manifest).is_ok() => {}
             Content::Manifest(_) => return Ok(true),
             Content::Index(index) => {
                 for entry in index.manifests().iter().filter(|entry| !is_attestation(entry)) {

@@ -29,7 +29,7 @@ pub const MAX_DEVICE_SIZE: u64 = u32::MAX as u64 * BLOCK_SIZE;
 pub const MAX_BLOB_TABLE: usize = HEADER_SIZE + MAX_BLOBS * BLOB_SIZE;
 
 /// Most chunks of all blobs of an image: 128 GiB of data in chunks of the smallest size, 8 TiB in those of the default size. A
-/// reader needs some bits of memory for each, and some 60 ns and 57 bytes of the index to look at each once.
+/// reader needs some bits of memory and 57 bytes of the index for each, and looks at each once.
 pub const MAX_CHUNKS: u32 = 1 << 25;
 
 /// The index is damaged, from another version, or was asked for something it does not hold.

@@ -33,6 +33,9 @@ const COMPRESSED_BUFFER: usize = 128 * 1024;
 /// Bytes of a sparse file copied at a time.
 const COPY_PIECE: u64 = 256 * 1024;
 
+/// Members that are nobody's layers, and that containerd takes from regular files alone.
+const DOCUMENTS: [&str; 3] = ["manifest.json", "index.json", "oci-layout"];
+
 /// Where every entry of a tar lies.
 pub(crate) struct Archive {
     file: Section,
@@ -100,7 +103,7 @@ impl Archive {
 
     fn insert(&mut self, member: Member, offset: u64, stored: u64) -> Result<()> {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let name = resolve("", &text(&member.name));
+        let name = cleaned(&text(&member.name));
         let entry = match (member.kind, member.pieces) {
             (kind::FILE, None) => Entry::File { offset, size: stored },
             (kind::FILE, Some(pieces)) => Entry::Sparse(Sparse { offset, stored, size: member.size, pieces }),
@@ -108,6 +111,14 @@ impl Archive {
             (kind::SYMLINK, _) => Entry::Link(resolve(parent(&name), &text(&member.link))),
             _ => return Ok(()),
         };
+        let is_link = matches!(entry, Entry::Link(_));
+        if is_link && DOCUMENTS.contains(&name.as_str()) {
+            return Ok(());
+        }
+        if self.entries.get(&name).is_some_and(|before| matches!(before, Entry::Link(_)) != is_link) {
+            let reason = format_args!("{name} is both a file and a link, which readers take differently");
+            return Err(Error::invalid(format_args!("archive {} at byte {offset}", self.path), reason));
+        }
         if self.entries.len() >= MAX_ENTRIES {
             return Err(Error::invalid(
                 format_args!("archive {}", self.path),
@@ -185,6 +196,21 @@ fn unpacked_limit(stored: u64) -> u64 {
 
 fn parent(name: &str) -> &str {
     name.rsplit_once('/').map_or("", |(parent, _)| parent)
+}
+
+/// A member's name as containerd has it: Go's `path.Clean`. So a name that is absolute or climbs is not that of any other member.
+fn cleaned(name: &str) -> String {
+    let absolute = name.starts_with('/');
+    let mut parts: Vec<&str> = Vec::new();
+    for part in name.split('/') {
+        match part {
+            "" | "." => {}
+            ".." if parts.last().is_some_and(|last| *last != "..") => drop(parts.pop()),
+            ".." if absolute => {}
+            part => parts.push(part),
+        }
+    }
+    format!("{}{}", if absolute { "/" } else { "" }, parts.join("/"))
 }
 
 /// `path` seen from the directory `base`, without `.`, `..` and leading slashes; nothing climbs above the root.
@@ -280,6 +306,51 @@ mod tests {
         assert!(archive.find("missing").unwrap().is_none());
         assert!(archive.find("out").unwrap().is_none());
         assert!(archive.find("loop").is_err());
+    }
+
+    /// A member by a name that `append_data` would refuse.
+    fn named(builder: &mut tar::Builder<&mut Vec<u8>>, kind: EntryType, name: &str, link: &str, data: &[u8]) {
+        let mut header = Header::new_gnu();
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
+        header.set_entry_type(kind);
+        header.set_size(data.len() as u64);
+        header.set_cksum();
+        builder.append(&header, data).unwrap();
+    }
+
+    #[test]
+    fn nothing_else_passes_for_a_document() {
+        let evil: [(EntryType, &str, &str); 4] = [
+            (EntryType::Regular, "../manifest.json", ""),
+            (EntryType::Regular, "/manifest.json", ""),
+            (EntryType::Symlink, "manifest.json", "evil"),
+            (EntryType::Link, "./manifest.json", "evil"),
+        ];
+        for (kind, name, link) in evil {
+            let (file, _) = archive(|b| {
+                add(b, "evil", b"evil");
+                add(b, "manifest.json", b"good");
+                named(b, kind, name, link, if link.is_empty() { b"evil" } else { b"" });
+            });
+            let archive = Archive::open(file.path()).unwrap();
+            assert_eq!(content(&archive, "manifest.json").as_deref(), Some(b"good".as_slice()), "{name} {kind:?}");
+        }
+        // Of other members that are both, each reader takes another.
+        for link_first in [true, false] {
+            let (file, _) = archive(|b| {
+                add(b, "evil", b"evil");
+                if link_first {
+                    link(b, EntryType::Symlink, "layer.tar", "evil");
+                }
+                add(b, "layer.tar", b"good");
+                if !link_first {
+                    link(b, EntryType::Symlink, "layer.tar", "evil");
+                }
+            });
+            let error = Archive::open(file.path()).err().expect("refused").to_string();
+            assert!(error.contains("layer.tar is both a file and a link"), "{error}");
+        }
     }
 
     #[test]

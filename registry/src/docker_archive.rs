@@ -58,12 +58,19 @@ impl DockerArchive {
         }
         let mut layers = HashMap::new();
         let mut descriptors = Vec::with_capacity(diff_ids.len());
+        // A member that is named often is read once.
+        let mut known: HashMap<&str, Stored> = HashMap::new();
         for (number, (name, diff_id)) in (1..).zip(entry.layers.iter().zip(diff_ids)) {
-            let shown = format!("layer {number} of {} ({name}) of {what}", diff_ids.len());
-            let section = archive.find(name)?.ok_or_else(|| Error::NotFound { what: shown.clone() })?;
-            let (digest, layer) = describe(&section, *diff_id, &shown)?;
-            layers.insert(digest, section);
-            descriptors.push(layer);
+            let shown = || format!("layer {number} of {} ({name}) of {what}", diff_ids.len());
+            if !known.contains_key(name.as_str()) {
+                let section = archive.find(name)?.ok_or_else(|| Error::NotFound { what: shown() })?;
+                let stored = Stored::of(section).map_err(|e| Error::io(format_args!("cannot read {}", shown()), e))?;
+                known.insert(name, stored);
+            }
+            let Stored { section, media_type, digest } = &known[name.as_str()];
+            let digest = digest.unwrap_or(*diff_id);
+            layers.insert(digest, section.clone());
+            descriptors.push(descriptor(media_type.clone(), &digest, section.len()));
         }
         let root = synthesize(&config.descriptor, descriptors)?;
         Ok(Self { path: archive.path().to_owned(), root, config, layers })
@@ -160,19 +167,23 @@ impl Entry {
     }
 }
 
-/// A layer's digest and descriptor, from its first bytes and its diffID.
-fn describe(section: &Section, diff_id: Digest, what: &str) -> Result<(Digest, Descriptor)> {
-    let compression = section.compression().map_err(|e| Error::io(format_args!("cannot read {what}"), e))?;
-    let media_type = match compression {
-        Compression::Gzip => MediaType::ImageLayerGzip,
-        Compression::Zstd => MediaType::ImageLayerZstd,
-        Compression::None => MediaType::ImageLayer,
-    };
-    let digest = match media_type {
-        MediaType::ImageLayer => diff_id,
-        _ => hash(section).map_err(|e| Error::io(format_args!("cannot read {what}"), e))?,
-    };
-    Ok((digest, descriptor(media_type, &digest, section.len())))
+/// A layer as it lies in the archive.
+struct Stored {
+    section: Section,
+    media_type: MediaType,
+    /// `None` for a plain tar, whose digest is its diffID.
+    digest: Option<Digest>,
+}
+
+impl Stored {
+    fn of(section: Section) -> std::io::Result<Self> {
+        let (media_type, digest) = match section.compression()? {
+            Compression::Gzip => (MediaType::ImageLayerGzip, Some(hash(&section)?)),
+            Compression::Zstd => (MediaType::ImageLayerZstd, Some(hash(&section)?)),
+            Compression::None => (MediaType::ImageLayer, None),
+        };
+        Ok(Self { section, media_type, digest })
+    }
 }
 
 fn hash(section: &Section) -> std::io::Result<Digest> {

@@ -47,7 +47,7 @@ pub enum ImageRef {
         /// entry, counted from 0, or `@DIGEST`.
         tag: Option<String>,
     },
-    /// `oci-archive:FILE[:TAG]`: an OCI image layout in an uncompressed tar.
+    /// `oci-archive:FILE[:TAG]`: an OCI image layout in a tar, which may be compressed with gzip or zstd.
     OciArchive {
         /// The tar file.
         path: PathBuf,

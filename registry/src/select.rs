@@ -9,6 +9,7 @@ use crate::{
     config::Config,
     document::{Content, Document, MAX_INDEX_DEPTH, MAX_INDEX_ENTRIES, Manifest},
     error::{Error, Result},
+    lazo::LazoLayers,
     media,
     platform::Platform,
     source::Source,
@@ -203,8 +204,11 @@ impl Source {
                     pending.extend(nested.manifests().iter().rev().map(|d| (depth + 1, d.clone())));
                 }
                 Ok((Content::Manifest(manifest), document)) => match artifact_type(&manifest) {
-                    Some(kind) => images.left_out.push(LeftOut::artifact(&entry, kind)),
-                    None => images.images.push((entry, Ok(Manifest::new(document, *manifest)))),
+                    // What is offered for a platform is what a node of that platform takes.
+                    Some(kind) if entry.platform().is_none() && !LazoLayers::are_in(&manifest) => {
+                        images.left_out.push(LeftOut::artifact(&entry, kind));
+                    }
+                    _ => images.images.push((entry, Ok(Manifest::new(document, *manifest)))),
                 },
                 Err(error) if media::is_index(entry.media_type()) => return Err(error),
                 Err(error) => images.images.push((entry, Err(error))),

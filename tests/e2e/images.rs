@@ -518,6 +518,16 @@ fn an_ordinary_image_is_replaced_only_by_force() {
     scratch.lazo_ok(["convert", &tagged("other"), &tagged("lazo")]);
     scratch.lazo_ok(["convert", "--force", &tagged("app"), &tagged("app")]);
     scratch.lazo_ok(["check", &tagged("app")]);
+    // An image with a layer of its own above a lazo image is somebody's work.
+    let mut manifest = Manifest::of(&layout, "lazo").document;
+    manifest["layers"].as_array_mut().expect("layers").push(layer(&layout, "own"));
+    let derived = annotated(blob(&layout, MANIFEST, manifest.to_string().as_bytes()), &[(TAG, "derived")]);
+    let index = fs::read(layout.join("index.json")).expect("the index");
+    let mut index: Value = serde_json::from_slice(&index).expect("JSON");
+    index["manifests"].as_array_mut().expect("entries").push(derived);
+    fs::write(layout.join("index.json"), index.to_string()).expect("the index");
+    let said = scratch.lazo_err(["convert", &tagged("other"), &tagged("derived")]);
+    assert!(said.contains("holds an ordinary image"), "{said}");
     assert_eq!(layout::digest_of(&layout, "other"), layout::text(&entry("b", "other")["digest"]));
 }
 

@@ -204,6 +204,18 @@ fn depth_is_bounded_through_links_too() {
     assert!(refused);
 }
 
+/// What has the name goes before the link is made, so that none of these targets is there any more.
+#[test]
+fn nothing_is_linked_to_itself() {
+    let mut merge = Merge::new();
+    merge.apply(entry("a", file())).unwrap();
+    merge.apply(entry("d/f", file())).unwrap();
+    for (name, target) in [("a", "a"), ("d", "d/f")] {
+        let refused = merge.apply(entry(name, EntryKind::HardLink(target.into()))).unwrap_err();
+        assert!(matches!(refused, Problem::HardLink { why: "does not exist", .. }), "{refused}");
+    }
+}
+
 #[test]
 fn hard_links() {
     let mut merge = merged(&[&[("/a/f", Item::File(1))], &[("/b", Item::Directory(2))]]);

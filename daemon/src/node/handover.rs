@@ -29,6 +29,9 @@ const LOOK: Duration = Duration::from_millis(5);
 #[derive(Serialize, Deserialize)]
 struct Kept {
     name: String,
+    /// How many follow. Older versions do not say.
+    #[serde(default)]
+    left: Option<usize>,
 }
 
 /// A file that says by its lock that a process of a kind lives.
@@ -42,10 +45,21 @@ fn lock(run_dir: &Path, name: &str) -> io::Result<Option<File>> {
     }
 }
 
-/// For a supervisor, as long as it lives: there is one for a run directory.
-pub(super) fn lock_supervisor(run_dir: &Path) -> io::Result<File> {
-    let running = || io::Error::other(format!("another daemon uses the run directory {}", run_dir.display()));
-    lock(run_dir, "daemon.lock")?.ok_or_else(running)
+/// What a supervisor begins with: its lock on the run directory, for as long as it lives, and the files of a worker that is ready to
+/// hand over. A daemon that was told to end while images are in use has such a worker, too; it ends when that has handed over.
+pub(super) fn begin(run_dir: &Path) -> io::Result<(File, BTreeMap<String, OwnedFd>)> {
+    if let Some(alone) = lock(run_dir, "daemon.lock")? {
+        return Ok((alone, take(run_dir)?));
+    }
+    let running = |_| io::Error::other(format!("another daemon uses the run directory {}", run_dir.display()));
+    let files = receive(&UnixStream::connect(socket(run_dir)).map_err(running)?)?;
+    // For as long as it takes: nobody else has these files any more.
+    loop {
+        if let Some(alone) = lock(run_dir, "daemon.lock")? {
+            return Ok((alone, files));
+        }
+        thread::sleep(LOOK);
+    }
 }
 
 /// For a worker, as long as it lives. Waits for the one before it to be gone altogether.
@@ -66,15 +80,24 @@ fn socket(run_dir: &Path) -> PathBuf {
     run_dir.join("handover.sock")
 }
 
-/// Gives files to the first supervisor that asks for them, as they are then, and returns.
-pub(super) fn give(run_dir: &Path, files: impl FnOnce() -> BTreeMap<String, OwnedFd>) -> io::Result<()> {
+/// Gives files to the first supervisor that asks for them and takes them all, as they are then, and returns.
+pub(super) fn give(run_dir: &Path, files: impl Fn() -> io::Result<BTreeMap<String, OwnedFd>>) -> io::Result<()> {
     let path = socket(run_dir);
-    let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(&path)?;
-    let (stream, _) = listener.accept()?;
-    let _ = std::fs::remove_file(&path);
-    for (name, file) in files() {
-        link::send(&stream, &Kept { name: name.clone() }, &[file.as_fd()])?;
+    loop {
+        let _ = std::fs::remove_file(&path);
+        let listener = UnixListener::bind(&path)?;
+        let (stream, _) = listener.accept()?;
+        let _ = std::fs::remove_file(&path);
+        match send_all(&stream, &files()?) {
+            Ok(()) => return Ok(()),
+            Err(error) => tracing::warn!(%error, "a daemon that was to take over has gone; the next one is waited for"),
+        }
+    }
+}
+
+fn send_all(stream: &UnixStream, files: &BTreeMap<String, OwnedFd>) -> io::Result<()> {
+    for (left, (name, file)) in (0..files.len()).rev().zip(files) {
+        link::send(stream, &Kept { name: name.clone(), left: Some(left) }, &[file.as_fd()])?;
     }
     Ok(())
 }
@@ -97,10 +120,14 @@ pub(super) fn take(run_dir: &Path) -> io::Result<BTreeMap<String, OwnedFd>> {
 }
 
 fn receive(stream: &UnixStream) -> io::Result<BTreeMap<String, OwnedFd>> {
-    let mut files = BTreeMap::new();
-    while let Some((Kept { name }, received)) = link::receive(stream)? {
+    let (mut files, mut missing) = (BTreeMap::new(), 0);
+    while let Some((Kept { name, left }, received)) = link::receive(stream)? {
         let file = received.into_iter().next().ok_or(io::ErrorKind::InvalidData)?;
         files.insert(name, file);
+        missing = left.unwrap_or(0);
+    }
+    if missing > 0 {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the worker that hands over has gone"));
     }
     Ok(files)
 }
@@ -118,7 +145,9 @@ mod tests {
         file.rewind().unwrap();
         let worker = lock_worker(dir.path()).unwrap();
         thread::scope(|scope| {
-            scope.spawn(|| give(dir.path(), || BTreeMap::from([("a".to_owned(), file.into())])).unwrap());
+            let files = || Ok(BTreeMap::from([("a".to_owned(), file.try_clone()?.into())]));
+            let path = dir.path();
+            scope.spawn(move || give(path, files).unwrap());
             let files = take(dir.path()).unwrap();
             let mut content = String::new();
             File::from(files.into_iter().next().unwrap().1).read_to_string(&mut content).unwrap();
@@ -129,11 +158,45 @@ mod tests {
     }
 
     #[test]
+    fn a_broken_handover_is_no_handover() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let file = tempfile::tempfile().unwrap();
+        link::send(&ours, &Kept { name: "a".to_owned(), left: Some(1) }, &[file.as_fd()]).unwrap();
+        drop(ours);
+        assert_eq!(receive(&theirs).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        drop(theirs);
+        send_all(&ours, &BTreeMap::from([("a".to_owned(), file.into())])).unwrap_err();
+    }
+
+    #[test]
     fn there_is_one_supervisor() {
         let dir = tempfile::tempdir().unwrap();
-        let first = lock_supervisor(dir.path()).unwrap();
-        assert!(lock_supervisor(dir.path()).is_err());
+        let first = begin(dir.path()).unwrap();
+        assert!(begin(dir.path()).is_err());
         drop(first);
-        lock_supervisor(dir.path()).unwrap();
+        begin(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_daemon_that_is_to_end_hands_over_to_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let ending = std::sync::Mutex::new(Some(begin(dir.path()).unwrap()));
+        let file = tempfile::tempfile().unwrap();
+        thread::scope(|scope| {
+            let files = || Ok(BTreeMap::from([("a".to_owned(), file.try_clone()?.into())]));
+            let (path, ending) = (dir.path(), &ending);
+            scope.spawn(move || {
+                give(path, files).unwrap();
+                ending.lock().unwrap().take();
+            });
+            let next = loop {
+                match begin(dir.path()) {
+                    Ok(next) => break next,
+                    Err(_) => thread::sleep(LOOK),
+                }
+            };
+            assert!(next.1.contains_key("a"));
+        });
     }
 }

@@ -133,16 +133,15 @@ pub(super) fn run(config: Config) -> Result<()> {
     let program = Arc::new(Program::open(Path::new("/proc/self/exe")).map_err(failed())?);
     worker::make_run_dir(&config.run_dir)
         .map_err(Error::io::<io::Error>(format!("make {}", config.run_dir.display())))?;
-    let alone = handover::lock_supervisor(&config.run_dir).map_err(failed())?;
+    let (_alone, given) = handover::begin(&config.run_dir).map_err(failed())?;
     let mut files = inherited().map_err(failed())?;
     // A service manager may have kept files longer than their mounts have lived.
     for name in files.iter().filter(|(_, file)| is_dead(file)).map(|(name, _)| name.clone()).collect::<Vec<_>>() {
         files.remove(&name);
         unstore(&name);
     }
-    let given = handover::take(&config.run_dir).map_err(failed())?;
     if !given.is_empty() {
-        tracing::warn!(files = given.len(), "a worker without a supervisor hands over its mounts");
+        tracing::warn!(files = given.len(), "the worker of another daemon hands over its mounts");
     }
     for (name, file) in &given {
         store(name, file.as_fd());
@@ -161,9 +160,9 @@ pub(super) fn run(config: Config) -> Result<()> {
         restarts: 0,
         upgrades: 0,
         signals: 0,
-        alone: Some(alone),
+        leaving: false,
     };
-    supervisor.start().map_err(failed())?;
+    supervisor.start_at_last()?;
     supervisor.run(&received)
 }
 
@@ -249,8 +248,8 @@ struct Supervisor {
     restarts: u64,
     upgrades: u64,
     signals: u32,
-    /// The lock on the run directory. Given up when the worker is ready to hand over to another supervisor.
-    alone: Option<File>,
+    /// Whether the worker serves on what is in use, and hands over to another supervisor.
+    leaving: bool,
 }
 
 impl Supervisor {
@@ -355,7 +354,7 @@ impl Supervisor {
             ToSupervisor::Ready => self.ready(),
             ToSupervisor::Upgrade { program } => self.upgrade(program.as_deref()),
             ToSupervisor::Busy { mounts } => {
-                self.alone = None;
+                self.leaving = true;
                 if is_managed() {
                     tracing::warn!(
                         mounts,
@@ -379,15 +378,18 @@ impl Supervisor {
             worker.ready = true;
             tracing::info!(pid = worker.pid, restarts = self.restarts, upgrades = self.upgrades, "a worker is ready");
         }
-        if self.generation == 1 {
+        if self.signals == 0 {
             notify(&[NotifyState::Ready]);
         }
-        if self.signals > 0 || self.alone.is_none() {
+        if self.signals > 0 || self.leaving {
             self.tell_end();
         }
     }
 
     fn upgrade(&mut self, path: Option<&Path>) {
+        if self.signals > 0 || self.leaving {
+            return self.tell(&ToWorker::Upgrade(Err("the daemon is ending".to_owned())));
+        }
         let program = match path {
             None => Ok(Arc::clone(&self.program)),
             Some(path) => Program::open(path).map(Arc::new).map_err(|error| error.to_string()),
@@ -429,8 +431,10 @@ impl Supervisor {
             }
             return Ok(true);
         }
-        let taken_over = self.alone.is_none() && status.as_ref().is_ok_and(ExitStatus::success);
-        if taken_over || (self.signals > 0 && !worker.ready) {
+        let replaced = status.as_ref().is_ok_and(ExitStatus::success);
+        let taken_over = self.leaving && replaced && worker.stopping.is_none();
+        // Who is told to end before anything is served has nothing to wait for.
+        if taken_over || (self.signals > 0 && !worker.ready && self.keeps_nothing()) {
             return Ok(true);
         }
         if worker.stopping.is_some() {
@@ -458,16 +462,29 @@ impl Supervisor {
             }
         }
         thread::sleep(pause);
+        self.start_at_last()?;
+        Ok(false)
+    }
+
+    /// Starts a worker, as often as it takes where mounts depend on it.
+    fn start_at_last(&mut self) -> Result<()> {
         loop {
             match self.start() {
-                Ok(()) => return Ok(false),
-                Err(error) if self.generation == 0 => return Err(Error::io("start a worker")(error)),
+                Ok(()) => return Ok(()),
+                Err(error) if self.generation == 0 && self.keeps_nothing() => {
+                    return Err(Error::io("start a worker")(error));
+                }
                 Err(error) => {
                     tracing::error!(%error, "cannot start a worker; trying again");
                     thread::sleep(LONGEST_PAUSE);
                 }
             }
         }
+    }
+
+    /// Whether no mount depends on the files that are kept.
+    fn keeps_nothing(&self) -> bool {
+        self.files.keys().all(|name| name == worker::CONTROL)
     }
 
     fn signalled(&mut self) {
@@ -485,6 +502,8 @@ impl Supervisor {
         if self.worker.as_ref().and_then(|w| w.stopping).is_some_and(|since| since.elapsed() >= STOP) {
             tracing::warn!("the worker does not stop; it is killed");
             self.kill();
+            // A thread of it may be in the kernel's hands for long.
+            self.stopping();
         }
     }
 

@@ -88,7 +88,7 @@ pub(super) const ENDED: i32 = 3;
 
 /// Names of kept files.
 const BLOBS: &str = "blobs";
-const CONTROL: &str = "control";
+pub(super) const CONTROL: &str = "control";
 
 /// Of several changes of the mount table, this is how long the first waits for the others.
 const SETTLE: Duration = Duration::from_millis(100);

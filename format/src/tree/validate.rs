@@ -21,7 +21,7 @@ pub const MAX_XATTR_AREA: u64 = 4 * 65_534;
 /// Most entries in one file's chunk map: 32 MiB of metadata, enough for 1 TiB in 256 KiB pieces or for
 /// 16 GiB that is scattered block by block. Bounds what a sparse file of absurd size can cost.
 pub const MAX_MAP_ENTRIES: u64 = 1 << 22;
-/// Most bytes of metadata in one tree, before alignment: about 30 million files. Bounds the writer's
+/// Most bytes of metadata in one tree, before alignment: by estimate 30 million files. Bounds the writer's
 /// memory, and keeps every number in a bootstrap within its 32-bit field.
 pub const MAX_BOOTSTRAP_SIZE: u64 = 4 << 30;
 

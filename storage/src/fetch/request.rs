@@ -16,7 +16,7 @@ use crate::error::ReadError;
 use crate::flight::Outcome;
 use crate::metrics::{Metrics, Priority};
 use crate::source::{ErrorKind, SourceError};
-use crate::upstream::pace::{Budget, LEAST_WANTED, TooSlow};
+use crate::upstream::pace::{AHEAD_WINDOW, Budget, LEAST_WANTED, TooSlow};
 use crate::upstream::{Body, Urgency};
 
 /// Between two answers to the same request that brought nothing and were no outage.
@@ -178,7 +178,10 @@ impl Fetcher {
             let record = request.rest.blob().record();
             let (priority, chunks) = (request.priority, request.rest.chunks());
             tracing::debug!(blob = %record.digest, ?range, ?chunks, ?priority, wanted, "a range request");
+            let since = Instant::now();
             let opened = self.unless_stopped(self.upstream.open(record, range.clone(), urgency, &[])).await;
+            // A head that comes late counts as bytes do that come late.
+            request.count(since.elapsed(), 0);
             let Some(opened) = opened else { return request.land(&Outcome::GivenUp) };
             let error = match opened {
                 Err(error) if wanted => return self.fail(request, error.into()),
@@ -193,7 +196,7 @@ impl Fetcher {
                     Some(Err(error)) => Some(error),
                 },
             };
-            if request.is_too_slow(self.upstream.policy().outage_limit) {
+            if request.is_too_slow(self.grace()) {
                 return self.fail(request, TooSlow(LEAST_WANTED).into());
             }
             if request.range().is_ok_and(|rest| rest.start > range.start) {
@@ -210,6 +213,12 @@ impl Fetcher {
                 return request.land(&Outcome::GivenUp);
             }
         }
+    }
+
+    /// How long a request may bring too little before its readers are told: as long as an outage may last, and long enough for some
+    /// repeated packets where that is no time at all.
+    fn grace(&self) -> Duration {
+        self.upstream.policy().outage_limit.max(AHEAD_WINDOW)
     }
 
     /// What nobody waits for does not come. Whoever wants it, or the prefetch list, asks for it again.
@@ -245,7 +254,7 @@ impl Fetcher {
         request.mixed |= !request.partial.is_empty() && request.attempt.source != source;
         request.attempt.source = source;
         loop {
-            if request.is_too_slow(self.upstream.policy().outage_limit) {
+            if request.is_too_slow(self.grace()) {
                 let error = SourceError::new(ErrorKind::Timeout, TooSlow(LEAST_WANTED));
                 body.fail(&error);
                 return Some(Err(error));

@@ -21,7 +21,7 @@ use crate::cache::make_dir;
 use crate::error::{Error, Result};
 use crate::mapped::Mapped;
 
-/// Most bytes the bootstrap layer may unpack to: ten million entries take about 2 GiB. Bounds the disk that a small hostile
+/// Most bytes the bootstrap layer may unpack to: ten million entries take 2 GiB, by estimate. Bounds the disk that a small hostile
 /// layer can fill.
 pub(super) const MAX_UNPACKED: u64 = 8 << 30;
 

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::mapped::{Mapped, Pass};
 use crate::table::{Table, Tables};
 
-/// Bytes of metadata from which on images are looked at one at a time: half a million entries. What a look takes of memory and
+/// Bytes of metadata from which on images are looked at one at a time: by estimate half a million entries. What a look takes of memory and
 /// disk grows with the image; one after the other, many large ones need no more than one.
 const LARGE: usize = 64 << 20;
 
@@ -27,7 +27,7 @@ pub(super) struct Verified {
     pub(super) tables: Box<[Table]>,
 }
 
-/// Validates the metadata of an image. Blocks for a time that is linear in its size, 0.3 s for a million entries.
+/// Validates the metadata of an image. Blocks for a time that is linear in its size.
 ///
 /// # Errors
 /// The first rule that is broken.

@@ -16,7 +16,7 @@ pub(super) const LEAST_AHEAD: u64 = 8 << 10;
 pub(super) const HANDOVER_WINDOW: Duration = Duration::from_secs(3);
 
 /// After so long with less than [`LEAST_AHEAD`], an answer for which nobody waits is given up, as is one that stalls.
-pub(super) const AHEAD_WINDOW: Duration = Duration::from_secs(10);
+pub(crate) const AHEAD_WINDOW: Duration = Duration::from_secs(10);
 
 /// The bytes of the time since the last look.
 #[derive(Debug)]

@@ -72,7 +72,8 @@ impl Worker {
         let (mut leaving, mut taken) = (false, None);
         loop {
             tokio::select! {
-                () = self.mounter.ended() => {
+                // Without a supervisor nobody would start another worker: then no mounts can be made or ended any more, and that is all.
+                () = self.mounter.ended(), if !self.orphaned.load(Ordering::Relaxed) => {
                     return Err(Error::io("go on without the process that mounts")(io::Error::other("it has ended")));
                 }
                 Some(wish) = wishes.recv() => match wish {
@@ -102,6 +103,9 @@ impl Worker {
     async fn begin_to_leave(self: &Arc<Self>, wish: Wish) {
         if wish == Wish::Orphaned {
             self.orphaned.store(true, Ordering::Relaxed);
+            if self.leaving.load(Ordering::Relaxed) {
+                return;
+            }
             tracing::error!("the supervisor has gone; what is mounted is served on until another daemon takes it over");
         }
         self.finish().await;
@@ -114,8 +118,12 @@ impl Worker {
         for Held { image, mount_points, users } in &held {
             tracing::warn!(image, ?mount_points, ?users, "an image is in use and is served on");
         }
-        if !held.is_empty() {
-            self.keeper.busy(held.len());
+        let (unused, mounts) = {
+            let tables = self.tables();
+            (tables.are_empty(), tables.mounts.len().max(held.len()))
+        };
+        if !unused {
+            self.keeper.busy(mounts);
         }
     }
 
@@ -143,11 +151,7 @@ impl Worker {
     async fn unused(&self) {
         loop {
             let left = self.left.notified();
-            let none = {
-                let tables = self.tables();
-                tables.mounts.is_empty() && tables.images.is_empty() && tables.lingering.is_empty()
-            };
-            if none {
+            if self.tables().are_empty() {
                 return;
             }
             left.await;

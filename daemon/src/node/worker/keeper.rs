@@ -92,7 +92,10 @@ impl Keeper {
 
     /// Waits for the next supervisor to ask for what is kept, and gives it.
     pub(super) fn hand_over(&self, run_dir: &Path) -> io::Result<()> {
-        handover::give(run_dir, || std::mem::take(&mut *self.kept.lock().unwrap_or_else(PoisonError::into_inner)))
+        handover::give(run_dir, || {
+            let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+            kept.iter().map(|(name, file)| Ok((name.clone(), file.try_clone()?))).collect()
+        })
     }
 
     /// A file need not be kept any more.

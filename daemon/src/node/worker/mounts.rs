@@ -1,7 +1,6 @@
 //! Mounts and the images that they show: made, listed, ended.
 
-use std::collections::BTreeMap;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -34,6 +33,8 @@ pub(super) struct Tables {
     pub(super) images: BTreeMap<u32, Image>,
     /// Images that have ended here, and that somebody else still uses: by a copy of a mount in another mount namespace.
     pub(super) lingering: BTreeMap<u32, Image>,
+    /// Images of an earlier worker that are being opened.
+    pub(super) restoring: BTreeSet<u32>,
     /// By where they are.
     pub(super) mounts: BTreeMap<PathBuf, Mount>,
     /// Held while an image is made or ended.
@@ -46,6 +47,13 @@ pub(super) enum Mount {
     Making(watch::Receiver<()>),
     Live(MountRecord),
     Ending(MountRecord),
+}
+
+impl Tables {
+    /// Whether nothing is mounted, and the kernel has done with all that was.
+    pub(super) fn are_empty(&self) -> bool {
+        self.mounts.is_empty() && self.images.is_empty() && self.lingering.is_empty() && self.restoring.is_empty()
+    }
 }
 
 impl Mount {
@@ -85,6 +93,7 @@ impl Worker {
                 worker.count(&tables);
                 made.map(|record| mount_info(&record, tables.images.get(&record.slot)))
             };
+            worker.left.notify_waiters();
             // Whoever has given up waiting does not want it any more.
             if tell.send(info).is_err_and(|info| info.is_ok())
                 && let Err(error) = worker.end_mount(place, false).await

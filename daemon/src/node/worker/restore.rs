@@ -158,6 +158,7 @@ impl Worker {
         let mut restored = JoinSet::new();
         for record in images {
             let device = files.remove(&tree_name(record.slot));
+            self.tables().restoring.insert(record.slot);
             let worker = Arc::clone(self);
             restored.spawn(async move { worker.restore_image(record, device).await });
         }
@@ -203,6 +204,7 @@ impl Worker {
             let users = tables.mounts.values().filter_map(Mount::record).filter(|mount| mount.slot == slot).count();
             image.mounts = users as u64;
             tables.images.insert(slot, image);
+            tables.restoring.remove(&slot);
             self.count(&tables);
             users == 0
         };
