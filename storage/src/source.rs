@@ -6,7 +6,7 @@
 pub(crate) mod bucket;
 mod layout;
 mod registry;
-pub(crate) mod spec;
+mod spec;
 mod web;
 
 use std::error::Error as StdError;

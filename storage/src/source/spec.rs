@@ -43,7 +43,7 @@ pub struct SpecError {
 }
 
 /// What is accepted.
-pub(crate) const FORMS: &str = "give oci:DIR, https://HOST/PATH/, http://HOST/PATH/ or s3://BUCKET[/PREFIX]";
+const FORMS: &str = "give oci:DIR, https://HOST/PATH/, http://HOST/PATH/ or s3://BUCKET[/PREFIX]";
 
 impl SourceSpec {
     /// The source that this names. Nothing is read and no connection is made before the first blob is asked for; a bucket's
