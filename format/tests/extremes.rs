@@ -60,6 +60,14 @@ fn empty_tree() {
     assert_eq!(image.len(), 4096);
 }
 
+/// Superblock 1152 bytes, root 64 and its entries 27 + 30 × (12 + 19), each pipe 64: the last one would end with the first block.
+#[test]
+fn inodes_that_end_with_a_block() {
+    let mut builder = Builder::new(&[]);
+    (0..30).for_each(|number| drop(builder.add(&format!("{number:019}"), meta(0o644), NodeKind::Fifo)));
+    assert_eq!(builder.check().len(), 8192);
+}
+
 #[test]
 fn directories_of_every_size() {
     let mut builder = Builder::new(&[1]);

@@ -1,13 +1,106 @@
-//! The EROFS structures this crate writes and reads: offsets, sizes, constants.
+//! The EROFS structures this crate writes and reads, and their constants.
 //!
-//! Names and values are those of the Linux kernel's on-disk format; docs/FORMAT.md has the same as tables.
+//! Names and values are those of the Linux kernel's on-disk format; docs/FORMAT.md has the same as tables. Fields called `unused` have
+//! no meaning in the images of this crate and are zero.
+
+use zerocopy::little_endian::{I64, U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::tree::Xattr;
+
+/// A structure as it lies on disk.
+macro_rules! on_disk {
+    ($($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $kind:ty,)* })*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+        #[repr(C)]
+        pub(crate) struct $name {
+            $($(#[$field_doc])* pub(crate) $field: $kind,)*
+        }
+    )*};
+}
+
+on_disk! {
+    /// At [`SUPERBLOCK_OFFSET`].
+    Superblock {
+        magic: U32,
+        checksum: U32,
+        feature_compat: U32,
+        block_bits: u8,
+        extension_slots: u8,
+        root_nid: U16,
+        inodes: U64,
+        unused_times: [u8; 12],
+        blocks: U32,
+        meta_block: U32,
+        xattr_block: U32,
+        uuid: [u8; 16],
+        unused_volume_name: [u8; 16],
+        feature_incompat: U32,
+        unused_compression: U16,
+        devices: U16,
+        /// In units of a slot's size.
+        device_table: U16,
+        directory_block_bits: u8,
+        xattr_prefixes: u8,
+        unused_end: [u8; 36],
+    }
+    /// One entry of the device table.
+    DeviceSlot {
+        tag: [u8; 64],
+        blocks: U32,
+        flat_block: U32,
+        unused_end: [u8; 56],
+    }
+    /// `struct erofs_inode_extended`.
+    ExtendedInode {
+        format: U16,
+        xattr_count: U16,
+        mode: U16,
+        unused_block_high: U16,
+        size: U64,
+        /// First block, chunk format or device number, as layout and type say.
+        u: U32,
+        unused_number: U32,
+        uid: U32,
+        gid: U32,
+        mtime: I64,
+        mtime_nanoseconds: U32,
+        nlink: U32,
+        unused_end: [u8; 16],
+    }
+    /// One entry of a directory's block; the names follow all entries.
+    Dirent {
+        nid: U64,
+        name_offset: U16,
+        file_type: u8,
+        unused: u8,
+    }
+    /// Before the attributes behind an inode.
+    XattrHeader {
+        name_filter: U32,
+        shared_count: u8,
+        unused: [u8; 7],
+    }
+    /// Before the name and value of one attribute.
+    XattrEntry {
+        name_length: u8,
+        namespace: u8,
+        value_length: U16,
+    }
+    /// One entry of a chunk map.
+    MapEntry {
+        unused_block_high: U16,
+        /// Position in the device table plus 1.
+        device: U16,
+        block: U32,
+    }
+}
 
 /// Offset of the superblock in bytes.
 pub(crate) const SUPERBLOCK_OFFSET: usize = 1024;
 /// Size of the superblock in bytes.
-pub(crate) const SUPERBLOCK_SIZE: usize = 128;
+pub(crate) const SUPERBLOCK_SIZE: usize = size_of::<Superblock>();
 /// First field of the superblock.
 pub(crate) const MAGIC: u32 = 0xE0F5_E1E2;
 /// log2 of the block size.
@@ -17,11 +110,11 @@ pub(crate) const FEATURE_COMPAT: u32 = 0x1 | 0x2;
 /// Chunk-based files, and a device table.
 pub(crate) const FEATURE_INCOMPAT: u32 = 0x4 | 0x8;
 /// Size and alignment of a slot of the device table in bytes.
-pub(crate) const SLOT_SIZE: usize = 128;
+pub(crate) const SLOT_SIZE: usize = size_of::<DeviceSlot>();
 /// Alignment of an inode in bytes, and the unit of inode numbers.
 pub(crate) const INODE_UNIT: u64 = 32;
 /// Size of an extended inode in bytes.
-pub(crate) const INODE_SIZE: usize = 64;
+pub(crate) const INODE_SIZE: usize = size_of::<ExtendedInode>();
 /// Bit of `i_format` that marks an extended inode.
 pub(crate) const EXTENDED: u16 = 1;
 /// Data layouts, bits 1 to 3 of `i_format`.
@@ -35,15 +128,15 @@ pub(crate) const CHUNK_INDEXES: u32 = 0x20;
 /// Low bits of the chunk format: log2 of the chunk size in blocks.
 pub(crate) const CHUNK_BITS_MASK: u32 = 0x1f;
 /// Size and alignment of a chunk map entry in bytes.
-pub(crate) const MAP_ENTRY_SIZE: u64 = 8;
+pub(crate) const MAP_ENTRY_SIZE: u64 = size_of::<MapEntry>() as u64;
 /// Block address of a hole.
 pub(crate) const NULL_ADDR: u32 = u32::MAX;
 /// Size of a directory entry without its name in bytes.
-pub(crate) const DIRENT_SIZE: usize = 12;
+pub(crate) const DIRENT_SIZE: usize = size_of::<Dirent>();
 /// Header of the attributes behind an inode in bytes, before shared ids.
-pub(crate) const XATTR_HEADER_SIZE: u64 = 12;
+pub(crate) const XATTR_HEADER_SIZE: u64 = size_of::<XattrHeader>() as u64;
 /// Header of one attribute in bytes.
-pub(crate) const XATTR_ENTRY_SIZE: u64 = 4;
+pub(crate) const XATTR_ENTRY_SIZE: u64 = size_of::<XattrEntry>() as u64;
 /// Most shared attributes one inode can refer to: its count has 8 bits.
 pub(crate) const MAX_SHARED_XATTRS: usize = 255;
 
@@ -114,6 +207,12 @@ pub(crate) fn superblock_checksum(bytes: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn structures_have_the_sizes_of_the_kernel_s() {
+        assert_eq!((SUPERBLOCK_SIZE, SLOT_SIZE, INODE_SIZE, DIRENT_SIZE), (128, 128, 64, 12));
+        assert_eq!((XATTR_HEADER_SIZE, XATTR_ENTRY_SIZE, MAP_ENTRY_SIZE), (12, 4, 8));
+    }
 
     #[test]
     fn device_numbers() {

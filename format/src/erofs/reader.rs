@@ -6,7 +6,10 @@ mod nids;
 mod validate;
 mod xattrs;
 
+use std::mem::offset_of;
+
 use thiserror::Error;
+use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
 use crate::cost::step;
 use crate::ids::{BLOCK_SIZE, BlobIndex, MAX_BLOBS, Nid, to_usize};
@@ -178,23 +181,10 @@ impl<'a> Bytes<'a> {
         self.0.get(start..start.checked_add(usize::try_from(length).ok()?)?)
     }
 
-    fn array<const N: usize>(self, at: u64) -> Option<&'a [u8; N]> {
-        self.get(at, N as u64)?.first_chunk()
+    /// The structure there.
+    fn structure<T: FromBytes + KnownLayout + Immutable + Unaligned>(self, at: u64) -> Option<&'a T> {
+        T::ref_from_bytes(self.get(at, size_of::<T>() as u64)?).ok()
     }
-}
-
-// Fields of a structure that has been cut out whole; the offsets are constants within it.
-
-fn le16(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn le32(bytes: &[u8], at: usize) -> u32 {
-    u32::from(le16(bytes, at)) | u32::from(le16(bytes, at + 2)) << 16
-}
-
-fn le64(bytes: &[u8], at: usize) -> u64 {
-    u64::from(le32(bytes, at)) | u64::from(le32(bytes, at + 4)) << 32
 }
 
 /// A bootstrap in memory or mapped.
@@ -216,19 +206,19 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
     pub fn parse(bytes: B) -> Result<Self, BootstrapError> {
         let image = Bytes(bytes.as_ref());
         let length = image.0.len() as u64;
-        let superblock: &[u8; SUPERBLOCK_SIZE] =
-            image.array(SUPERBLOCK_OFFSET as u64).ok_or(BootstrapError::Image("shorter than a superblock"))?;
+        let superblock: &Superblock =
+            image.structure(SUPERBLOCK_OFFSET as u64).ok_or(BootstrapError::Image("shorter than a superblock"))?;
         check_superblock(superblock)?;
-        if length < BLOCK_SIZE || u64::from(le32(superblock, 36)) * BLOCK_SIZE != length {
+        if length < BLOCK_SIZE || u64::from(superblock.blocks) * BLOCK_SIZE != length {
             return Err(BootstrapError::Image("its length is not what the superblock says: truncated or damaged"));
         }
-        check_checksum(image.0)?;
-        let (devices, slots) = (le16(superblock, 86), u64::from(le16(superblock, 88)) * SLOT_SIZE as u64);
+        check_checksum(image.0, superblock.checksum.get())?;
+        let (devices, slots) = (superblock.devices.get(), u64::from(superblock.device_table) * SLOT_SIZE as u64);
         if usize::from(devices) > MAX_BLOBS || image.get(slots, u64::from(devices) * SLOT_SIZE as u64).is_none() {
             return Err(BootstrapError::Image("the device table is too long, or not within the image"));
         }
-        let root = Nid(u64::from(le16(superblock, 14)));
-        let inodes = le64(superblock, 16);
+        let root = Nid(superblock.root_nid.into());
+        let inodes = superblock.inodes.get();
         let bootstrap = Self { bytes, root, inodes, devices, slots };
         match bootstrap.inode(root)?.file_type {
             FileType::Directory => Ok(bootstrap),
@@ -259,12 +249,15 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
         if blob.0 >= self.devices {
             return Err(BootstrapError::Image("a device is not in the device table"));
         }
-        let at = self.slots + u64::from(blob.0) * SLOT_SIZE as u64;
-        let slot: &[u8; SLOT_SIZE] = self.image().array(at).ok_or(BootstrapError::Image("truncated device table"))?;
-        if le32(slot, 68) != 0 {
+        let slot = self.device_slot(blob).ok_or(BootstrapError::Image("truncated device table"))?;
+        if slot.flat_block != 0 {
             return Err(BootstrapError::Image("a device has a flat address"));
         }
-        Ok(Slot { tag: &slot[..64], size: u64::from(le32(slot, 64)) * BLOCK_SIZE })
+        Ok(Slot { tag: &slot.tag, size: u64::from(slot.blocks) * BLOCK_SIZE })
+    }
+
+    fn device_slot(&self, blob: BlobIndex) -> Option<&DeviceSlot> {
+        self.image().structure(self.slots + u64::from(blob.0) * SLOT_SIZE as u64)
     }
 
     /// Checks that the device table names the blobs of a chunk index, in order and with their sizes.
@@ -314,17 +307,17 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
     }
 }
 
-fn check_superblock(superblock: &[u8; SUPERBLOCK_SIZE]) -> Result<(), BootstrapError> {
+fn check_superblock(superblock: &Superblock) -> Result<(), BootstrapError> {
     let fields: [(&'static str, u64, u64); 9] = [
-        ("magic number", le32(superblock, 0).into(), MAGIC.into()),
-        ("block size (log2)", superblock[12].into(), BLOCK_BITS.into()),
-        ("set of incompatible features", le32(superblock, 80).into(), FEATURE_INCOMPAT.into()),
-        ("set of compatible features", le32(superblock, 8).into(), FEATURE_COMPAT.into()),
-        ("superblock extension", superblock[13].into(), 0),
-        ("metadata block address", le32(superblock, 40).into(), 0),
-        ("attribute block address", le32(superblock, 44).into(), 0),
-        ("directory block size", superblock[90].into(), 0),
-        ("number of attribute prefixes", superblock[91].into(), 0),
+        ("magic number", superblock.magic.into(), MAGIC.into()),
+        ("block size (log2)", superblock.block_bits.into(), BLOCK_BITS.into()),
+        ("set of incompatible features", superblock.feature_incompat.into(), FEATURE_INCOMPAT.into()),
+        ("set of compatible features", superblock.feature_compat.into(), FEATURE_COMPAT.into()),
+        ("superblock extension", superblock.extension_slots.into(), 0),
+        ("metadata block address", superblock.meta_block.into(), 0),
+        ("attribute block address", superblock.xattr_block.into(), 0),
+        ("directory block size", superblock.directory_block_bits.into(), 0),
+        ("number of attribute prefixes", superblock.xattr_prefixes.into(), 0),
     ];
     match fields.into_iter().find(|(_, value, expected)| value != expected) {
         Some((what, value, expected)) => Err(BootstrapError::Unsupported { what, value, expected }),
@@ -333,9 +326,9 @@ fn check_superblock(superblock: &[u8; SUPERBLOCK_SIZE]) -> Result<(), BootstrapE
 }
 
 /// `image` has at least a block.
-fn check_checksum(image: &[u8]) -> Result<(), BootstrapError> {
+fn check_checksum(image: &[u8], value: u32) -> Result<(), BootstrapError> {
     let mut block = image[SUPERBLOCK_OFFSET..to_usize(BLOCK_SIZE)].to_vec();
-    let (value, _) = (le32(&block, 4), block[4..8].fill(0));
+    block[offset_of!(Superblock, checksum)..][..size_of::<u32>()].fill(0);
     let expected = superblock_checksum(&block);
     if value != expected {
         let (value, expected) = (value.into(), expected.into());
@@ -346,9 +339,9 @@ fn check_checksum(image: &[u8]) -> Result<(), BootstrapError> {
 
 fn decode_inode(image: Bytes<'_>, nid: Nid) -> Result<Inode, &'static str> {
     let at = nid.0.checked_mul(INODE_UNIT).ok_or("it is not in the image")?;
-    let raw: &[u8; INODE_SIZE] = image.array(at).ok_or("it is not in the image")?;
-    let (format, mode, u) = (le16(raw, 0), le16(raw, 4), le32(raw, 16));
-    if format & EXTENDED == 0 || le16(raw, 6) != 0 {
+    let raw: &ExtendedInode = image.structure(at).ok_or("it is not in the image")?;
+    let (format, mode, u) = (raw.format.get(), raw.mode.get(), raw.u.get());
+    if format & EXTENDED == 0 || raw.unused_block_high != 0 {
         return Err("it is not an extended inode of 32-bit block addresses");
     }
     let file_type = FileType::from_mode(mode).ok_or("unknown file type")?;
@@ -362,17 +355,17 @@ fn decode_inode(image: Bytes<'_>, nid: Nid) -> Result<Inode, &'static str> {
         nid,
         file_type,
         permissions: mode & !S_IFMT,
-        uid: le32(raw, 24),
-        gid: le32(raw, 28),
-        mtime: Timestamp { seconds: le64(raw, 32).cast_signed(), nanoseconds: le32(raw, 40) },
-        nlink: le32(raw, 44),
-        size: le64(raw, 8),
+        uid: raw.uid.get(),
+        gid: raw.gid.get(),
+        mtime: Timestamp { seconds: raw.mtime.get(), nanoseconds: raw.mtime_nanoseconds.get() },
+        nlink: raw.nlink.get(),
+        size: raw.size.get(),
         rdev: match file_type {
             FileType::CharDevice | FileType::BlockDevice => decode_device(u),
             _ => (0, 0),
         },
         layout,
-        xattr_size: xattrs::area_size(le16(raw, 2)),
+        xattr_size: xattrs::area_size(raw.xattr_count.get()),
     };
     image.get(at + INODE_SIZE as u64, inode.xattr_size).ok_or("its attributes are not in the image")?;
     if inode.mtime.nanoseconds >= 1_000_000_000 {

@@ -8,6 +8,9 @@ mod directory;
 mod place;
 mod xattrs;
 
+use zerocopy::little_endian::{U16, U32};
+use zerocopy::{FromZeros as _, Immutable, IntoBytes};
+
 use crate::ids::{BLOCK_SIZE, to_usize};
 use crate::tree::{Extent, Node, NodeId, NodeKind, ValidTree, chunking, runs};
 
@@ -121,7 +124,9 @@ impl<'t> Plan<'t> {
         let (offsets, end) = placer.finish();
         plan.offsets = offsets;
         plan.data_block = end.div_ceil(BLOCK_SIZE);
-        plan.total_blocks = plan.data_block + blocks;
+        // fsck.erofs 1.5 looks for attributes behind each inode, and finds the image cut off if the last one ends with it.
+        let spare = u64::from(blocks == 0 && end == plan.data_block * BLOCK_SIZE);
+        plan.total_blocks = plan.data_block + blocks + spare;
         plan
     }
 
@@ -155,29 +160,35 @@ impl<'t> Plan<'t> {
 
     fn put_superblock(&self, image: &mut Image) {
         let at = SUPERBLOCK_OFFSET as u64;
-        image.u32(at, MAGIC);
-        image.u32(at + 8, FEATURE_COMPAT);
-        image.put(at + 12, &[BLOCK_BITS]);
-        image.u16(at + 14, self.nid(self.tree.tree().root));
-        image.u64(at + 16, self.tree.order().len() as u64);
-        image.u32(at + 36, self.total_blocks);
-        image.u32(at + 80, FEATURE_INCOMPAT);
-        image.u16(at + 86, self.tree.tree().devices.len() as u64);
-        image.u16(at + 88, ((SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE) / SLOT_SIZE) as u64);
+        let mut superblock = Superblock {
+            magic: MAGIC.into(),
+            feature_compat: FEATURE_COMPAT.into(),
+            block_bits: BLOCK_BITS,
+            root_nid: low16(self.nid(self.tree.tree().root)),
+            inodes: (self.tree.order().len() as u64).into(),
+            blocks: low32(self.total_blocks),
+            feature_incompat: FEATURE_INCOMPAT.into(),
+            devices: low16(self.tree.tree().devices.len() as u64),
+            device_table: low16(((SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE) / SLOT_SIZE) as u64),
+            ..Superblock::new_zeroed()
+        };
+        image.structure(at, &superblock);
         // The UUID tells images apart and is a function of all other bytes. Version 8: made as the maker likes.
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&blake3::hash(&image.0).as_bytes()[..16]);
         uuid[6] = uuid[6] & 0x0f | 0x80;
         uuid[8] = uuid[8] & 0x3f | 0x80;
-        image.put(at + 48, &uuid);
-        image.u32(at + 4, superblock_checksum(&image.0[SUPERBLOCK_OFFSET..to_usize(BLOCK_SIZE)]));
+        superblock.uuid = uuid;
+        image.structure(at, &superblock);
+        superblock.checksum = superblock_checksum(&image.0[SUPERBLOCK_OFFSET..to_usize(BLOCK_SIZE)]).into();
+        image.structure(at, &superblock);
     }
 
     fn put_devices(&self, image: &mut Image) {
         for (at, device) in (0..).zip(&self.tree.tree().devices) {
-            let slot = (SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE + at * SLOT_SIZE) as u64;
-            image.put(slot, device.digest.hex().as_bytes());
-            image.u32(slot + 64, device.size / BLOCK_SIZE);
+            let mut slot = DeviceSlot { blocks: low32(device.size / BLOCK_SIZE), ..DeviceSlot::new_zeroed() };
+            slot.tag.copy_from_slice(device.digest.hex().as_bytes());
+            image.structure((SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE + at * SLOT_SIZE) as u64, &slot);
         }
     }
 
@@ -192,16 +203,20 @@ impl<'t> Plan<'t> {
             _ if shape.blocks == 0 => u64::from(special),
             _ => block,
         };
-        image.u16(at, u64::from(EXTENDED | shape.layout() << 1));
-        image.u16(at + 2, self.xattrs.count_field(&meta.xattrs));
-        image.u16(at + 4, u64::from(mode | meta.permissions));
-        image.u64(at + 8, shape.size);
-        image.u32(at + 16, u);
-        image.u32(at + 24, meta.uid);
-        image.u32(at + 28, meta.gid);
-        image.put(at + 32, &meta.mtime.seconds.to_le_bytes());
-        image.u32(at + 40, meta.mtime.nanoseconds);
-        image.u32(at + 44, self.tree.links(id));
+        let inode = ExtendedInode {
+            format: (EXTENDED | shape.layout() << 1).into(),
+            xattr_count: low16(self.xattrs.count_field(&meta.xattrs)),
+            mode: (mode | meta.permissions).into(),
+            size: shape.size.into(),
+            u: low32(u),
+            uid: meta.uid.into(),
+            gid: meta.gid.into(),
+            mtime: meta.mtime.seconds.into(),
+            mtime_nanoseconds: meta.mtime.nanoseconds.into(),
+            nlink: self.tree.links(id).into(),
+            ..ExtendedInode::new_zeroed()
+        };
+        image.structure(at, &inode);
         self.xattrs.put(image, at + INODE_SIZE as u64, &meta.xattrs, self.shared_at);
         let (tail_at, blocks_at) = (at + shape.head, block * BLOCK_SIZE);
         match &node.kind {
@@ -239,13 +254,12 @@ fn put_map(image: &mut Image, mut at: u64, size: u64, extents: &[Extent]) {
     let chunk = BLOCK_SIZE << chunking(size, extents).bits;
     for run in runs(extents) {
         for done in (0..run.length).step_by(to_usize(chunk)) {
-            match run.location {
-                None => image.u32(at + 4, NULL_ADDR),
-                Some((blob, start)) => {
-                    image.u16(at + 2, u64::from(blob.0) + 1);
-                    image.u32(at + 4, (start.0 + done) / BLOCK_SIZE);
-                }
-            }
+            let (device, block) = match run.location {
+                None => (0, NULL_ADDR.into()),
+                Some((blob, start)) => (u64::from(blob.0) + 1, low32((start.0 + done) / BLOCK_SIZE)),
+            };
+            let entry = MapEntry { device: low16(device), block, ..MapEntry::new_zeroed() };
+            image.structure(at, &entry);
             at += MAP_ENTRY_SIZE;
         }
     }
@@ -260,17 +274,19 @@ impl Image {
         self.0[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
-    /// The low 16 bits; [`ValidTree`]'s bounds keep every value within them.
-    fn u16(&mut self, at: u64, value: u64) {
-        self.put(at, &value.to_le_bytes()[..2]);
+    fn structure(&mut self, at: u64, structure: &(impl IntoBytes + Immutable)) {
+        self.put(at, structure.as_bytes());
     }
+}
 
-    /// The low 32 bits; likewise.
-    fn u32(&mut self, at: u64, value: impl Into<u64>) {
-        self.put(at, &value.into().to_le_bytes()[..4]);
-    }
+/// The low 16 bits; [`ValidTree`]'s bounds keep every value within them.
+fn low16(value: u64) -> U16 {
+    let [a, b, ..] = value.to_le_bytes();
+    U16::from_bytes([a, b])
+}
 
-    fn u64(&mut self, at: u64, value: u64) {
-        self.put(at, &value.to_le_bytes());
-    }
+/// The low 32 bits; likewise.
+fn low32(value: u64) -> U32 {
+    let [a, b, c, d, ..] = value.to_le_bytes();
+    U32::from_bytes([a, b, c, d])
 }

@@ -2,11 +2,13 @@
 
 use std::cmp::Ordering;
 
+use zerocopy::FromBytes as _;
+
 use crate::cost::step;
 use crate::ids::{BLOCK_SIZE, Nid, to_usize};
 
-use super::super::ondisk::DIRENT_SIZE;
-use super::{Bootstrap, BootstrapError, FileType, Inode, content, le16, le64};
+use super::super::ondisk::{DIRENT_SIZE, Dirent};
+use super::{Bootstrap, BootstrapError, FileType, Inode, content};
 
 /// Longest file name in bytes.
 const MAX_NAME: usize = crate::tree::MAX_NAME;
@@ -37,7 +39,7 @@ struct Directory<'a> {
 struct Block<'a> {
     nid: Nid,
     data: &'a [u8],
-    count: usize,
+    entries: &'a [Dirent],
 }
 
 impl<'a> Directory<'a> {
@@ -62,36 +64,43 @@ impl<'a> Directory<'a> {
 
 impl<'a> Block<'a> {
     fn parse(nid: Nid, data: &'a [u8]) -> Result<Self, BootstrapError> {
-        let names_at = data.get(..DIRENT_SIZE).map_or(0, |entry| usize::from(le16(entry, 8)));
-        if names_at == 0 || !names_at.is_multiple_of(DIRENT_SIZE) || names_at > data.len() {
-            return Err(BootstrapError::Inode(nid, "a directory block's entries have no sensible number"));
+        let senseless = BootstrapError::Inode(nid, "a directory block's entries have no sensible number");
+        let names_at = Dirent::ref_from_prefix(data).map_or(0, |(entry, _)| usize::from(entry.name_offset));
+        if names_at == 0 || !names_at.is_multiple_of(DIRENT_SIZE) {
+            return Err(senseless);
         }
-        Ok(Self { nid, data, count: names_at / DIRENT_SIZE })
+        let count = names_at / DIRENT_SIZE;
+        let (entries, _) = <[Dirent]>::ref_from_prefix_with_elems(data, count).map_err(|_| senseless)?;
+        Ok(Self { nid, data, entries })
+    }
+
+    fn count(&self) -> usize {
+        self.entries.len()
     }
 
     /// Fixed part of an entry; `at` is below `count`.
-    fn raw(&self, at: usize) -> &'a [u8] {
+    fn raw(&self, at: usize) -> &'a Dirent {
         step();
-        &self.data[at * DIRENT_SIZE..][..DIRENT_SIZE]
+        &self.entries[at]
     }
 
     fn name(&self, at: usize) -> Result<&'a [u8], BootstrapError> {
-        let start = usize::from(le16(self.raw(at), 8));
-        let name = if at + 1 < self.count {
-            self.data.get(start..usize::from(le16(self.raw(at + 1), 8)))
+        let start = usize::from(self.raw(at).name_offset);
+        let name = if at + 1 < self.count() {
+            self.data.get(start..usize::from(self.raw(at + 1).name_offset))
         } else {
             // The last name ends with the data or at the first padding byte.
             self.data.get(start..).map(|rest| rest.split(|byte| *byte == 0).next().unwrap_or(rest))
         };
-        name.filter(|name| (1..=MAX_NAME).contains(&name.len()) && start >= self.count * DIRENT_SIZE)
+        name.filter(|name| (1..=MAX_NAME).contains(&name.len()) && start >= size_of_val(self.entries))
             .ok_or(BootstrapError::Inode(self.nid, "a directory entry's name is not within its block"))
     }
 
     fn target(&self, at: usize) -> Result<(Nid, FileType), BootstrapError> {
         let raw = self.raw(at);
-        let file_type = FileType::from_dirent(raw[10])
+        let file_type = FileType::from_dirent(raw.file_type)
             .ok_or(BootstrapError::Inode(self.nid, "a directory entry has an unknown file type"))?;
-        Ok((Nid(le64(raw, 0)), file_type))
+        Ok((Nid(raw.nid.get()), file_type))
     }
 }
 
@@ -116,7 +125,7 @@ impl<'a> DirEntries<'a> {
                     Err(error) => return Some(Err(error)),
                 },
             };
-            if self.at < block.count {
+            if self.at < block.count() {
                 self.block = Some(block);
                 return Some(self.entry(block));
             }
@@ -131,7 +140,7 @@ impl<'a> DirEntries<'a> {
         }
         let (nid, file_type) = block.target(self.at)?;
         self.at += 1;
-        let in_block = if self.at < block.count { (self.at * DIRENT_SIZE) as u64 } else { BLOCK_SIZE };
+        let in_block = if self.at < block.count() { (self.at * DIRENT_SIZE) as u64 } else { BLOCK_SIZE };
         Ok(DirEntry { name, nid, file_type, next_cookie: self.number * BLOCK_SIZE + in_block })
     }
 }
@@ -171,7 +180,7 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
             }
         }
         let Some(block) = candidate else { return Ok(None) };
-        let (mut start, mut end) = (0, block.count);
+        let (mut start, mut end) = (0, block.count());
         while start < end {
             let middle = start + (end - start) / 2;
             match block.name(middle)?.cmp(name) {

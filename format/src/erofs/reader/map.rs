@@ -1,9 +1,12 @@
 //! Chunk maps: from an offset in a file to a place in a device.
 
+use zerocopy::FromBytes as _;
+
+use crate::cost::step;
 use crate::ids::{BLOCK_SIZE, BlobIndex, DeviceAddr};
 
-use super::super::ondisk::{MAP_ENTRY_SIZE, NULL_ADDR};
-use super::{Bootstrap, BootstrapError, Bytes, FileType, Inode, Layout, le16, le32};
+use super::super::ondisk::{MAP_ENTRY_SIZE, MapEntry, NULL_ADDR};
+use super::{Bootstrap, BootstrapError, Bytes, FileType, Inode, Layout};
 
 /// Most map entries that one call of [`Bootstrap::extent`] looks at: 256 MiB of a file in 256 KiB pieces, more
 /// than any single read. A contiguous file has one entry however long it is.
@@ -23,7 +26,7 @@ pub struct Mapping {
 /// The map of a regular file that is not empty.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Map<'a> {
-    entries: &'a [u8],
+    entries: &'a [MapEntry],
     /// log2 of the chunk size in bytes: 12 to 43.
     bits: u32,
     size: u64,
@@ -46,29 +49,35 @@ impl<'a> Map<'a> {
         let count = inode.size.div_ceil(1 << bits);
         let at = inode.head_end().checked_next_multiple_of(MAP_ENTRY_SIZE)?;
         let entries = image.get(at, count.checked_mul(MAP_ENTRY_SIZE)?)?;
-        Some(Self { entries, bits, size: inode.size })
+        Some(Self { entries: <[MapEntry]>::ref_from_bytes(entries).ok()?, bits, size: inode.size })
     }
 
     pub(super) fn len(&self) -> u64 {
-        self.entries.len() as u64 / MAP_ENTRY_SIZE
+        self.entries.len() as u64
+    }
+
+    fn entry(&self, number: u64) -> Option<&'a MapEntry> {
+        step();
+        self.entries.get(usize::try_from(number).ok()?)
     }
 
     /// Whether those fields of an entry are zero that have to be.
     pub(super) fn is_clean(&self, number: u64) -> bool {
-        let entry = Bytes(self.entries).get(number * MAP_ENTRY_SIZE, MAP_ENTRY_SIZE);
-        entry.is_some_and(|entry| le16(entry, 0) == 0 && (le32(entry, 4) != NULL_ADDR || le16(entry, 2) == 0))
+        let is_clean =
+            |entry: &MapEntry| entry.unused_block_high == 0 && (entry.block != NULL_ADDR || entry.device == 0);
+        self.entry(number).is_some_and(is_clean)
     }
 
     /// `None` behind the last entry.
     pub(super) fn piece(&self, number: u64) -> Option<Piece> {
-        let entry = Bytes(self.entries).get(number.checked_mul(MAP_ENTRY_SIZE)?, MAP_ENTRY_SIZE)?;
+        let entry = self.entry(number)?;
         let start = number << self.bits;
         // Behind the last chunk but one, so no overflow; the last is cut off at the size.
         let end = self.size.min(start.saturating_add(1 << self.bits));
-        let location = match le32(entry, 4) {
+        let location = match entry.block.get() {
             NULL_ADDR => None,
             // Device 0 would be the bootstrap itself: number 65535 is in no device table.
-            block => Some((BlobIndex(le16(entry, 2).wrapping_sub(1)), DeviceAddr(u64::from(block) * BLOCK_SIZE))),
+            block => Some((BlobIndex(entry.device.get().wrapping_sub(1)), DeviceAddr(u64::from(block) * BLOCK_SIZE))),
         };
         Some(Piece { start, end, location })
     }

@@ -12,12 +12,6 @@ use super::{Bootstrap, BootstrapError, FileType, Inode, Layout};
 /// What an overlay mount above would obey: attributes of the namespace `trusted.` that begin so.
 const OVERLAY: &[u8] = b"overlay.";
 
-/// Fields of the superblock, of a device slot and of an inode that have no meaning here, as ranges of bytes. They are zero, so
-/// that a kernel which knows one finds none.
-const SUPERBLOCK_UNUSED: [(usize, usize); 4] = [(24, 36), (64, 80), (84, 86), (90, 128)];
-const SLOT_UNUSED: [(usize, usize); 1] = [(68, 128)];
-const INODE_UNUSED: [(usize, usize); 3] = [(6, 8), (20, 24), (48, 64)];
-
 /// What a full walk counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Summary {
@@ -89,8 +83,8 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
 
     /// Superblock and device table.
     fn validate_tables(&self) -> Result<(), BootstrapError> {
-        let superblock = self.image().array::<SUPERBLOCK_SIZE>(SUPERBLOCK_OFFSET as u64);
-        if !superblock.is_some_and(|superblock| is_zero(superblock, &SUPERBLOCK_UNUSED)) {
+        let superblock = self.image().structure(SUPERBLOCK_OFFSET as u64);
+        if !superblock.is_some_and(Superblock::is_clean) {
             return Err(BootstrapError::Image("a field of the superblock that has no meaning is set"));
         }
         if self.slots != (SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE) as u64 {
@@ -98,8 +92,7 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
         }
         for blob in (0..self.devices).map(BlobIndex) {
             self.slot(blob)?;
-            let slot = self.image().array::<SLOT_SIZE>(self.slots + u64::from(blob.0) * SLOT_SIZE as u64);
-            if !slot.is_some_and(|slot| is_zero(slot, &SLOT_UNUSED)) {
+            if !self.device_slot(blob).is_some_and(DeviceSlot::is_clean) {
                 return Err(BootstrapError::Image("a field of a device that has no meaning is set"));
             }
         }
@@ -107,8 +100,35 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
     }
 }
 
-fn is_zero(bytes: &[u8], ranges: &[(usize, usize)]) -> bool {
-    ranges.iter().all(|(start, end)| bytes[*start..*end].iter().all(|byte| *byte == 0))
+/// Whether the fields that have no meaning here are zero, so that a kernel which knows one finds none.
+trait IsClean {
+    fn is_clean(&self) -> bool;
+}
+
+impl IsClean for Superblock {
+    fn is_clean(&self) -> bool {
+        is_zero(&self.unused_times)
+            && is_zero(&self.unused_volume_name)
+            && self.unused_compression == 0
+            && (self.directory_block_bits, self.xattr_prefixes) == (0, 0)
+            && is_zero(&self.unused_end)
+    }
+}
+
+impl IsClean for DeviceSlot {
+    fn is_clean(&self) -> bool {
+        self.flat_block == 0 && is_zero(&self.unused_end)
+    }
+}
+
+impl IsClean for ExtendedInode {
+    fn is_clean(&self) -> bool {
+        self.unused_block_high == 0 && self.unused_number == 0 && is_zero(&self.unused_end)
+    }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
 }
 
 struct Walk<'b, B> {
@@ -220,8 +240,8 @@ impl<B: AsRef<[u8]>> Walk<'_, B> {
 
     /// What the kernel may take for something that this reader does not know.
     fn fields(&self, inode: &Inode) -> Result<(), BootstrapError> {
-        let raw = self.bootstrap.image().array::<INODE_SIZE>(inode.nid.0 * INODE_UNIT);
-        if !raw.is_some_and(|raw| is_zero(raw, &INODE_UNUSED)) {
+        let raw = self.bootstrap.image().structure(inode.nid.0 * INODE_UNIT);
+        if !raw.is_some_and(ExtendedInode::is_clean) {
             return Err(inode.error("a field that has no meaning is set"));
         }
         let has_content = !matches!(

@@ -1,9 +1,12 @@
 //! Extended attributes: those behind the inode, and shared ones it refers to.
 
+use zerocopy::FromBytes as _;
+use zerocopy::little_endian::U32;
+
 use super::super::ondisk::*;
 use crate::ids::Nid;
 
-use super::{Bootstrap, BootstrapError, Bytes, Inode, le16, le32};
+use super::{Bootstrap, BootstrapError, Bytes, Inode};
 
 const DAMAGED: &str = "an extended attribute is damaged or of an unknown namespace";
 
@@ -31,7 +34,8 @@ impl<'a> Iterator for Xattrs<'a> {
 pub(super) struct Entries<'a> {
     nid: Nid,
     image: Bytes<'a>,
-    shared: &'a [u8],
+    /// Places of shared attributes in the image, in units of 4 bytes.
+    shared: &'a [U32],
     inline: &'a [u8],
 }
 
@@ -45,11 +49,11 @@ pub(super) struct Entry<'a> {
 
 /// `None` when the entry is not within `bytes` or of an unknown namespace.
 fn entry(bytes: Bytes<'_>, at: u64) -> Option<Entry<'_>> {
-    let header: &[u8; 4] = bytes.array(at)?;
-    let (name_size, value_size) = (u64::from(header[0]), u64::from(le16(header, 2)));
+    let header: &XattrEntry = bytes.structure(at)?;
+    let (name_size, value_size) = (u64::from(header.name_length), u64::from(header.value_length));
     let name = bytes.get(at.checked_add(XATTR_ENTRY_SIZE)?, name_size)?;
     let value = bytes.get(at + XATTR_ENTRY_SIZE + name_size, value_size)?;
-    let prefix = xattr_prefix(header[1])?;
+    let prefix = xattr_prefix(header.namespace)?;
     // The same rule as for writing: a namespace has a name, an ACL has none. No NUL: names end there in lists.
     let named = name.is_empty() != prefix.ends_with(b".") && !name.contains(&0);
     named.then_some(Entry {
@@ -62,9 +66,9 @@ fn entry(bytes: Bytes<'_>, at: u64) -> Option<Entry<'_>> {
 
 impl<'a> Entries<'a> {
     fn step(&mut self) -> Option<Option<Entry<'a>>> {
-        if let Some((id, rest)) = self.shared.split_first_chunk::<4>() {
+        if let Some((id, rest)) = self.shared.split_first() {
             self.shared = rest;
-            return Some(entry(self.image, u64::from(le32(id, 0)) * 4));
+            return Some(entry(self.image, u64::from(*id) * 4));
         }
         if self.inline.is_empty() {
             return None;
@@ -121,8 +125,8 @@ impl<B: AsRef<[u8]>> Bootstrap<B> {
         }
         let area = image.get(inode.head_end() - inode.xattr_size, inode.xattr_size);
         let split = area.and_then(|area| {
-            let (header, rest) = area.split_at_checked(12)?;
-            rest.split_at_checked(usize::from(header[4]) * 4)
+            let (header, rest) = XattrHeader::ref_from_prefix(area).ok()?;
+            <[U32]>::ref_from_prefix_with_elems(rest, usize::from(header.shared_count)).ok()
         });
         (entries.shared, entries.inline) = split.ok_or_else(|| inode.error("its attributes are cut off"))?;
         Ok(entries)

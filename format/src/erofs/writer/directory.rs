@@ -4,7 +4,7 @@ use crate::ids::BLOCK_SIZE;
 use crate::tree::{NodeId, NodeKind, ValidTree};
 
 use super::super::ondisk::*;
-use super::Image;
+use super::{Image, low16};
 
 /// A directory's names, `.` and `..` among them, cut into blocks.
 pub(super) struct Listing<'t> {
@@ -34,9 +34,9 @@ impl<'t> Listing<'t> {
             let base = place(number);
             let mut name_at = (block.len() * DIRENT_SIZE) as u64;
             for (at, (name, child)) in (base..).step_by(DIRENT_SIZE).zip(block) {
-                image.u64(at, nid(*child));
-                image.u16(at + 8, name_at);
-                image.put(at + 10, &[file_type(&self.tree.node(*child).kind)]);
+                let file_type = file_type(&self.tree.node(*child).kind);
+                let entry = Dirent { nid: nid(*child).into(), name_offset: low16(name_at), file_type, unused: 0 };
+                image.structure(at, &entry);
                 image.put(base + name_at, name);
                 name_at += name.len() as u64;
             }

@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 
+use zerocopy::FromZeros as _;
+
 use crate::tree::{ValidTree, Xattr};
 
 use super::super::ondisk::*;
-use super::Image;
+use super::{Image, low16, low32};
 
 pub(super) struct XattrTable<'t> {
     /// Offset within the shared attributes.
@@ -67,12 +69,14 @@ impl<'t> XattrTable<'t> {
             return;
         }
         let (shared, inline) = self.split(xattrs);
-        image.put(at + 4, &[u8::try_from(shared.len()).unwrap_or(u8::MAX)]);
+        let shared_count = u8::try_from(shared.len()).unwrap_or(u8::MAX);
+        image.structure(at, &XattrHeader { shared_count, ..XattrHeader::new_zeroed() });
         let mut at = at + XATTR_HEADER_SIZE;
         for offset in shared {
             // Numbered from the start of the image, as the superblock's xattr_blkaddr is 0.
-            image.u32(at, (shared_at + offset) / 4);
-            at += 4;
+            let place = low32((shared_at + offset) / 4);
+            image.structure(at, &place);
+            at += size_of_val(&place) as u64;
         }
         for xattr in inline {
             put_entry(image, at, xattr);
@@ -102,8 +106,8 @@ fn sorted(xattrs: &[Xattr]) -> Vec<&Xattr> {
 fn put_entry(image: &mut Image, at: u64, xattr: &Xattr) {
     // ValidTree knows no name without a namespace.
     let (namespace, name) = split_xattr_name(&xattr.name).unwrap_or_default();
-    image.put(at, &[u8::try_from(name.len()).unwrap_or(u8::MAX), namespace]);
-    image.u16(at + 2, xattr.value.len() as u64);
+    let name_length = u8::try_from(name.len()).unwrap_or(u8::MAX);
+    image.structure(at, &XattrEntry { name_length, namespace, value_length: low16(xattr.value.len() as u64) });
     image.put(at + XATTR_ENTRY_SIZE, name);
     image.put(at + XATTR_ENTRY_SIZE + name.len() as u64, &xattr.value);
 }
