@@ -16,6 +16,7 @@ use lazo_daemon::make_private_dir;
 use lazo_daemon::node::client::{Client, ClientError};
 use lazo_daemon::node::protocol::{ErrorKind, Mode, MountRequest, SNAPSHOTTER_MOUNTS, SOCKET};
 
+use crate::caller::{Caller, is_seen_here};
 use crate::credentials::Credentials;
 
 /// How long to wait for a daemon that is being started, as when all of lazo is started or upgraded at once.
@@ -53,6 +54,21 @@ pub enum ImageError {
         lasting: bool,
         /// What the daemon says.
         source: ClientError,
+    },
+    /// It is mounted, but not for everybody.
+    #[error(
+        "image {image} is mounted at {}, but {who} does not see the mount, and a container of the image would start with an empty root: \
+         `lazo daemon` is in another mount namespace; run lazo and containerd in the host's (no PrivateMounts=, ProtectSystem= or the \
+         like in their units), and give a pod that lazo runs in its run directory with mountPropagation: Bidirectional",
+        path.display()
+    )]
+    Unseen {
+        /// The image.
+        image: String,
+        /// Where it is mounted.
+        path: PathBuf,
+        /// Which process does not see it.
+        who: String,
     },
     /// There is no place for the mount.
     #[error("cannot make the directory {}", path.display())]
@@ -137,11 +153,11 @@ impl Images {
         });
     }
 
-    /// Makes sure that an image is mounted; gives its path.
+    /// Makes sure that an image is mounted, and that the caller sees it; gives its path.
     ///
     /// # Errors
-    /// When it cannot be.
-    pub async fn mounted(&self, mount: &ImageMount<'_>) -> Result<PathBuf, ImageError> {
+    /// When it cannot be, or the mount is not seen where it is needed.
+    pub async fn mounted(&self, mount: &ImageMount<'_>, caller: &Caller) -> Result<PathBuf, ImageError> {
         let path = self.path(mount.id);
         // The place itself may be the image's root already, whose mode is the image's.
         let place = || fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
@@ -160,10 +176,15 @@ impl Images {
             Some(manifest) => format!("{} ({manifest})", mount.image),
             None => mount.image.to_owned(),
         };
-        let mounting = tokio::task::spawn_blocking(move || patiently(|| mount_once(&daemon, &request)));
+        let (id, caller) = (mount.id, caller.clone());
+        let mounting = tokio::task::spawn_blocking(move || {
+            patiently(|| mount_once(&daemon, &request))?;
+            Ok(blind(&caller, id, &request.mount_point))
+        });
         match mounting.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())) {
-            Ok(()) => Ok(path),
-            Err(source) => Err(match source.kind() {
+            Ok(None) => Ok(path),
+            Ok(Some(who)) => Err(ImageError::Unseen { image, path, who }),
+            Err(source) => Err(match ClientError::kind(&source) {
                 None => ImageError::NoDaemon { image, source },
                 Some(kind) => ImageError::Refused { image, lasting: kind == ErrorKind::Image, source },
             }),
@@ -243,6 +264,14 @@ impl Images {
             Err(_) => blobs,
         }
     }
+}
+
+/// Who does not see a mount that has to. The owner of an image's root is looked up here, and containers are made by the caller.
+fn blind(caller: &Caller, id: u64, path: &Path) -> Option<String> {
+    if !is_seen_here(path) {
+        return Some(format!("lazo's snapshotter (process {})", std::process::id()));
+    }
+    caller.blind_to(id, path).map(|process| format!("containerd (process {process})"))
 }
 
 /// Mounts an image unless it is mounted; one that the daemon could not go on serving is mounted anew.
