@@ -4,7 +4,7 @@
 //! have overlays of that. The daemon looks after a mount through its own restarts; a mount that is lost all the same is made again
 //! when it is next asked for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -24,6 +24,10 @@ const DAEMON_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long connections and tokens stay good that the daemon has prepared; the blobs of an image come one after the other.
 const WARM: Duration = Duration::from_secs(30);
+
+/// How long the daemon's word is good that an image is mounted and served, for the snapshot for which it was asked: containerd asks two or
+/// three times while it starts a container.
+const CONFIRMED: Duration = Duration::from_secs(2);
 
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -85,6 +89,8 @@ pub enum ImageError {
 pub struct ImageMount<'a> {
     /// Names the mount.
     pub id: u64,
+    /// The snapshot that it is for.
+    pub snapshot: u64,
     /// Where the image's blobs come from.
     pub image: &'a str,
     /// Digest of its manifest, for messages.
@@ -105,6 +111,8 @@ pub struct Images {
     credentials: Option<Arc<Credentials>>,
     /// The image that the daemon was last told to prepare for, and when.
     warmed: Arc<Mutex<Option<(String, Instant)>>>,
+    /// When the daemon last said for a snapshot that the image below it is mounted, for those of the last [`CONFIRMED`].
+    confirmed: Arc<Mutex<BTreeMap<u64, Instant>>>,
 }
 
 impl Images {
@@ -116,6 +124,7 @@ impl Images {
             dir: run_dir.join(SNAPSHOTTER_MOUNTS),
             credentials: None,
             warmed: Arc::default(),
+            confirmed: Arc::default(),
         }
     }
 
@@ -159,27 +168,18 @@ impl Images {
     /// When it cannot be, or the mount is not seen where it is needed.
     pub async fn mounted(&self, mount: &ImageMount<'_>, caller: &Caller) -> Result<PathBuf, ImageError> {
         let path = self.path(mount.id);
-        // The place itself may be the image's root already, whose mode is the image's.
-        let place = || fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
-        let made = make_private_dir(&self.dir).and_then(|()| place());
-        made.map_err(|source| ImageError::Directory { path: path.clone(), source })?;
-        let mut request = MountRequest::new(mount.image.to_owned(), path.clone());
-        request.files = Some(mount.files.to_owned());
-        request.map = mount.map.map(str::to_owned);
-        if mount.direct_io {
-            request.mode = Mode::Fuse;
-        }
-        // Containers have what containerd gives them: it mounts what they see, with options of its own.
-        (request.nosuid, request.nodev) = (false, false);
-        let daemon = self.daemon.clone();
         let image = match mount.manifest {
             Some(manifest) => format!("{} ({manifest})", mount.image),
             None => mount.image.to_owned(),
         };
-        let (id, caller) = (mount.id, caller.clone());
+        let (id, snapshot, caller, images) = (mount.id, mount.snapshot, caller.clone(), self.clone());
+        let asking = if self.is_confirmed(mount) { None } else { Some(self.request(mount, &path)?) };
         let mounting = tokio::task::spawn_blocking(move || {
-            patiently(|| mount_once(&daemon, &request))?;
-            Ok(blind(&caller, id, &request.mount_point))
+            if let Some(request) = asking {
+                patiently(|| mount_once(&images.daemon, &request))?;
+                images.confirm(snapshot);
+            }
+            Ok(blind(&caller, id, &images.path(id)))
         });
         match mounting.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())) {
             Ok(None) => Ok(path),
@@ -189,6 +189,36 @@ impl Images {
                 Some(kind) => ImageError::Refused { image, lasting: kind == ErrorKind::Image, source },
             }),
         }
+    }
+
+    /// An order to mount an image, for which there is a place then.
+    fn request(&self, mount: &ImageMount<'_>, path: &Path) -> Result<MountRequest, ImageError> {
+        // The place itself may be the image's root already, whose mode is the image's.
+        let place = || fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+        let made = make_private_dir(&self.dir).and_then(|()| place());
+        made.map_err(|source| ImageError::Directory { path: path.to_owned(), source })?;
+        let mut request = MountRequest::new(mount.image.to_owned(), path.to_owned());
+        request.files = Some(mount.files.to_owned());
+        request.map = mount.map.map(str::to_owned);
+        if mount.direct_io {
+            request.mode = Mode::Fuse;
+        }
+        // Containers have what containerd gives them: it mounts what they see, with options of its own.
+        (request.nosuid, request.nodev) = (false, false);
+        Ok(request)
+    }
+
+    /// Whether the daemon has said just now for this snapshot that the mount is there, and it is.
+    fn is_confirmed(&self, mount: &ImageMount<'_>) -> bool {
+        let confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
+        let word = confirmed.get(&mount.snapshot);
+        word.is_some_and(|when| when.elapsed() < CONFIRMED) && is_seen_here(&self.path(mount.id))
+    }
+
+    fn confirm(&self, snapshot: u64) {
+        let mut confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
+        confirmed.retain(|_, when| when.elapsed() < CONFIRMED);
+        confirmed.insert(snapshot, Instant::now());
     }
 
     /// Ends an image's mount. Containers that run on it keep it until they end.

@@ -97,7 +97,7 @@ impl Snapshots {
     /// Mounts an image before a container asks for it, so that what it reads first is being fetched already.
     async fn mount_ahead(self: Arc<Self>, base: Base) {
         let files = self.directories.files(base.id).join(super::IMAGE);
-        let mount = image_mount(base.id, &base.image, &files, None);
+        let mount = image_mount(base.id, base.id, &base.image, &files, None);
         if let Err(error) = self.images.mounted(&mount, &Caller::default()).await {
             let error: &dyn std::error::Error = &error;
             tracing::warn!(image = base.image.name, error, "cannot mount an image ahead of its first container");

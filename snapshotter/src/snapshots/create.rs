@@ -207,9 +207,9 @@ impl Snapshots {
         let Some(base) = &lower.image else { return Ok(None) };
         let map = owners.map(owners::for_daemon);
         // With its own owners, a container has a mount of its own.
-        let id = if map.is_some() { id } else { base.id };
+        let place = if map.is_some() { id } else { base.id };
         let files = self.directories.files(base.id).join(IMAGE);
-        let mount = image_mount(id, &base.image, &files, map.as_deref());
+        let mount = image_mount(place, id, &base.image, &files, map.as_deref());
         Ok(Some(self.images.mounted(&mount, caller).await?))
     }
 
