@@ -114,6 +114,12 @@ pub(crate) fn unmount(path: &Path, detach: bool) -> Result<()> {
     }
 }
 
+/// Whether a mount table, of any process, has something mounted at a path, which must have no links in it.
+#[must_use]
+pub fn is_mounted(table: &[u8], path: &Path) -> bool {
+    table::on_top(table, path).is_some()
+}
+
 /// The lazo mount on top at a path, which must have no links in it.
 pub(crate) fn find(path: &Path) -> Result<Option<Mounted>> {
     let table = fs::read("/proc/self/mountinfo").map_err(Error::io::<io::Error>("read /proc/self/mountinfo"))?;

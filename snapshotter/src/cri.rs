@@ -13,15 +13,17 @@ use http_body_util::{BodyExt as _, Either, Empty, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self as client, SendRequest};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::http::uri::{Authority, Scheme};
 use hyper::server::conn::http2 as server;
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Request, Response, Uri};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use prost::Message as _;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, Semaphore};
 use tonic::Code;
 
+use crate::authority::Connection;
 use crate::credentials::{Credentials, Login, Offer};
 
 /// Requests with credentials end so, whatever the API's version.
@@ -101,7 +103,7 @@ pub(crate) async fn serve(listener: UnixListener, containerd: PathBuf, credentia
             });
             let mut http = server::Builder::new(TokioExecutor::new());
             http.timer(TokioTimer::new());
-            if let Err(error) = http.serve_connection(TokioIo::new(stream), service).await {
+            if let Err(error) = http.serve_connection(TokioIo::new(Connection::new(stream)), service).await {
                 tracing::debug!(%error, "a connection for image requests broke");
             }
             drop(permit);
@@ -112,7 +114,8 @@ pub(crate) async fn serve(listener: UnixListener, containerd: PathBuf, credentia
 /// One request, and containerd's answer or why there is none.
 async fn pass(request: Request<Incoming>, containerd: &Containerd, credentials: &Credentials) -> Response<Body> {
     let is_pull = request.uri().path().ends_with(PULL_IMAGE);
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
+    head.uri = with_host(head.uri);
     let (body, offer) = if is_pull {
         match look(body, credentials).await {
             Ok((bytes, offer)) => (Either::Right(Either::Left(Full::new(bytes))), offer),
@@ -131,6 +134,14 @@ async fn pass(request: Request<Incoming>, containerd: &Containerd, credentials: 
             failure(Code::Unavailable, &text)
         }
     }
+}
+
+/// A request may do without the name of a host where it comes from, but not where it goes.
+fn with_host(uri: Uri) -> Uri {
+    let mut parts = uri.clone().into_parts();
+    parts.scheme.get_or_insert(Scheme::HTTP);
+    parts.authority.get_or_insert(Authority::from_static("localhost"));
+    Uri::from_parts(parts).unwrap_or(uri)
 }
 
 /// A pull request's bytes; the login in it is on offer as long as the second part lives.

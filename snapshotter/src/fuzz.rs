@@ -10,6 +10,7 @@ use lazo_registry::{Content, Document, Manifest};
 use prost::Message as _;
 use tonic::Code;
 
+use crate::authority;
 use crate::credentials::{File, Login, is_for, repository};
 use crate::cri;
 use crate::filter::{Fields, Filter};
@@ -24,6 +25,11 @@ pub fn kubelet(data: &[u8]) {
     if let Some((choice, rest)) = data.split_first() {
         READERS[usize::from(choice.wrapping_sub(b'a')) % READERS.len()](rest);
     }
+}
+
+/// The bytes of a gRPC client's connection.
+pub fn http2(data: &[u8]) {
+    authority::stays(data);
 }
 
 /// What containerd asks of snapshots, what is kept of them, and what a registry says of their layers.
@@ -114,7 +120,9 @@ mod tests {
     /// Every seed, and every beginning of one.
     #[test]
     fn readers_hold_on_their_seeds() {
-        for (target, read) in [("kubelet", super::kubelet as fn(&[u8])), ("snapshots", super::snapshot)] {
+        let targets =
+            [("kubelet", super::kubelet as fn(&[u8])), ("http2", super::http2), ("snapshots", super::snapshot)];
+        for (target, read) in targets {
             let seeds = fs::read_dir(format!("{}/../fuzz/seeds/{target}", env!("CARGO_MANIFEST_DIR"))).unwrap();
             let seeds: Vec<Vec<u8>> = seeds.map(|seed| fs::read(seed.unwrap().path()).unwrap()).collect();
             assert!(!seeds.is_empty());

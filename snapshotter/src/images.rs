@@ -4,7 +4,7 @@
 //! have overlays of that. The daemon looks after a mount through its own restarts; a mount that is lost all the same is made again
 //! when it is next asked for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -16,6 +16,7 @@ use lazo_daemon::make_private_dir;
 use lazo_daemon::node::client::{Client, ClientError};
 use lazo_daemon::node::protocol::{ErrorKind, Mode, MountRequest, SNAPSHOTTER_MOUNTS, SOCKET};
 
+use crate::caller::{Caller, is_seen_here};
 use crate::credentials::Credentials;
 
 /// How long to wait for a daemon that is being started, as when all of lazo is started or upgraded at once.
@@ -23,6 +24,10 @@ const DAEMON_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long connections and tokens stay good that the daemon has prepared; the blobs of an image come one after the other.
 const WARM: Duration = Duration::from_secs(30);
+
+/// How long the daemon's word is good that an image is mounted and served, for the snapshot for which it was asked: containerd asks two or
+/// three times while it starts a container.
+const CONFIRMED: Duration = Duration::from_secs(2);
 
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -54,6 +59,21 @@ pub enum ImageError {
         /// What the daemon says.
         source: ClientError,
     },
+    /// It is mounted, but not for everybody.
+    #[error(
+        "image {image} is mounted at {}, but {who} does not see the mount, and a container of the image would start with an empty root: \
+         `lazo daemon` is in another mount namespace; run lazo and containerd in the host's (no PrivateMounts=, ProtectSystem= or the \
+         like in their units), and give a pod that lazo runs in its run directory with mountPropagation: Bidirectional",
+        path.display()
+    )]
+    Unseen {
+        /// The image.
+        image: String,
+        /// Where it is mounted.
+        path: PathBuf,
+        /// Which process does not see it.
+        who: String,
+    },
     /// There is no place for the mount.
     #[error("cannot make the directory {}", path.display())]
     Directory {
@@ -69,6 +89,8 @@ pub enum ImageError {
 pub struct ImageMount<'a> {
     /// Names the mount.
     pub id: u64,
+    /// The snapshot that it is for.
+    pub snapshot: u64,
     /// Where the image's blobs come from.
     pub image: &'a str,
     /// Digest of its manifest, for messages.
@@ -89,6 +111,8 @@ pub struct Images {
     credentials: Option<Arc<Credentials>>,
     /// The image that the daemon was last told to prepare for, and when.
     warmed: Arc<Mutex<Option<(String, Instant)>>>,
+    /// When the daemon last said for a snapshot that the image below it is mounted, for those of the last [`CONFIRMED`].
+    confirmed: Arc<Mutex<BTreeMap<u64, Instant>>>,
 }
 
 impl Images {
@@ -100,6 +124,7 @@ impl Images {
             dir: run_dir.join(SNAPSHOTTER_MOUNTS),
             credentials: None,
             warmed: Arc::default(),
+            confirmed: Arc::default(),
         }
     }
 
@@ -137,17 +162,42 @@ impl Images {
         });
     }
 
-    /// Makes sure that an image is mounted; gives its path.
+    /// Makes sure that an image is mounted, and that the caller sees it; gives its path.
     ///
     /// # Errors
-    /// When it cannot be.
-    pub async fn mounted(&self, mount: &ImageMount<'_>) -> Result<PathBuf, ImageError> {
+    /// When it cannot be, or the mount is not seen where it is needed.
+    pub async fn mounted(&self, mount: &ImageMount<'_>, caller: &Caller) -> Result<PathBuf, ImageError> {
         let path = self.path(mount.id);
+        let image = match mount.manifest {
+            Some(manifest) => format!("{} ({manifest})", mount.image),
+            None => mount.image.to_owned(),
+        };
+        let (id, snapshot, caller, images) = (mount.id, mount.snapshot, caller.clone(), self.clone());
+        let asking = if self.is_confirmed(mount) { None } else { Some(self.request(mount, &path)?) };
+        let mounting = tokio::task::spawn_blocking(move || {
+            if let Some(request) = asking {
+                patiently(|| mount_once(&images.daemon, &request))?;
+                images.confirm(snapshot);
+            }
+            Ok(blind(&caller, id, &images.path(id)))
+        });
+        match mounting.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())) {
+            Ok(None) => Ok(path),
+            Ok(Some(who)) => Err(ImageError::Unseen { image, path, who }),
+            Err(source) => Err(match ClientError::kind(&source) {
+                None => ImageError::NoDaemon { image, source },
+                Some(kind) => ImageError::Refused { image, lasting: kind == ErrorKind::Image, source },
+            }),
+        }
+    }
+
+    /// An order to mount an image, for which there is a place then.
+    fn request(&self, mount: &ImageMount<'_>, path: &Path) -> Result<MountRequest, ImageError> {
         // The place itself may be the image's root already, whose mode is the image's.
-        let place = || fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        let place = || fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
         let made = make_private_dir(&self.dir).and_then(|()| place());
-        made.map_err(|source| ImageError::Directory { path: path.clone(), source })?;
-        let mut request = MountRequest::new(mount.image.to_owned(), path.clone());
+        made.map_err(|source| ImageError::Directory { path: path.to_owned(), source })?;
+        let mut request = MountRequest::new(mount.image.to_owned(), path.to_owned());
         request.files = Some(mount.files.to_owned());
         request.map = mount.map.map(str::to_owned);
         if mount.direct_io {
@@ -155,19 +205,20 @@ impl Images {
         }
         // Containers have what containerd gives them: it mounts what they see, with options of its own.
         (request.nosuid, request.nodev) = (false, false);
-        let daemon = self.daemon.clone();
-        let image = match mount.manifest {
-            Some(manifest) => format!("{} ({manifest})", mount.image),
-            None => mount.image.to_owned(),
-        };
-        let mounting = tokio::task::spawn_blocking(move || patiently(|| mount_once(&daemon, &request)));
-        match mounting.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())) {
-            Ok(()) => Ok(path),
-            Err(source) => Err(match source.kind() {
-                None => ImageError::NoDaemon { image, source },
-                Some(kind) => ImageError::Refused { image, lasting: kind == ErrorKind::Image, source },
-            }),
-        }
+        Ok(request)
+    }
+
+    /// Whether the daemon has said just now for this snapshot that the mount is there, and it is.
+    fn is_confirmed(&self, mount: &ImageMount<'_>) -> bool {
+        let confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
+        let word = confirmed.get(&mount.snapshot);
+        word.is_some_and(|when| when.elapsed() < CONFIRMED) && is_seen_here(&self.path(mount.id))
+    }
+
+    fn confirm(&self, snapshot: u64) {
+        let mut confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
+        confirmed.retain(|_, when| when.elapsed() < CONFIRMED);
+        confirmed.insert(snapshot, Instant::now());
     }
 
     /// Ends an image's mount. Containers that run on it keep it until they end.
@@ -243,6 +294,14 @@ impl Images {
             Err(_) => blobs,
         }
     }
+}
+
+/// Who does not see a mount that has to. The owner of an image's root is looked up here, and containers are made by the caller.
+fn blind(caller: &Caller, id: u64, path: &Path) -> Option<String> {
+    if !is_seen_here(path) {
+        return Some(format!("lazo's snapshotter (process {})", std::process::id()));
+    }
+    caller.blind_to(id, path).map(|process| format!("containerd (process {process})"))
 }
 
 /// Mounts an image unless it is mounted; one that the daemon could not go on serving is mounted anew.

@@ -3,6 +3,8 @@
 //! ```text
 //! cri          the kubelet's image requests, for the credentials in them
 //! server       `lazo snapshotter`: sockets, start and end
+//! authority    gRPC clients that take a socket's path for a host
+//! caller       whether containerd sees the mounts of images
 //! service      gRPC requests and answers, translated for the core
 //! snapshots    the core: what containerd expects of a snapshotter
 //!   store      metadata, in redb
@@ -14,6 +16,8 @@
 //! labels       labels that containerd and lazo understand
 //! ```
 
+mod authority;
+pub mod caller;
 pub mod containerd;
 mod credentials;
 mod cri;

@@ -5,9 +5,12 @@ use std::sync::Arc;
 
 use prost_types::FieldMask;
 use tokio::net::UnixListener;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Code, Request, Response, Status};
 
+use crate::authority::Connection;
+use crate::caller::Caller;
 use crate::images::ImageError;
 use crate::proto::containerd::services::snapshots::v1 as api;
 use crate::proto::containerd::services::snapshots::v1::snapshots_server::{Snapshots as Service, SnapshotsServer};
@@ -30,7 +33,10 @@ pub async fn serve(
     snapshots.begin();
     let served = tonic::transport::Server::builder()
         .add_service(SnapshotsServer::new(Adapter(Arc::clone(&snapshots))))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
+        .serve_with_incoming_shutdown(
+            UnixListenerStream::new(listener).map(|stream| stream.map(Connection::new)),
+            shutdown,
+        )
         .await;
     snapshots.settle().await;
     served
@@ -43,23 +49,27 @@ type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl Service for Adapter {
     async fn prepare(&self, request: Request<api::PrepareSnapshotRequest>) -> Answer<api::PrepareSnapshotResponse> {
+        let caller = caller(&request);
         let api::PrepareSnapshotRequest { key, parent, labels, .. } = request.into_inner();
         let labels = labels.into_iter().collect();
-        let mounts =
-            answer("prepare", &key, self.0.prepare(snapshots::Request { key: key.clone(), parent, labels }).await)?;
+        let request = snapshots::Request { key: key.clone(), parent, labels, caller };
+        let mounts = answer("prepare", &key, self.0.prepare(request).await)?;
         Ok(Response::new(api::PrepareSnapshotResponse { mounts: mounts.into_iter().map(mount).collect() }))
     }
 
     async fn view(&self, request: Request<api::ViewSnapshotRequest>) -> Answer<api::ViewSnapshotResponse> {
+        let caller = caller(&request);
         let api::ViewSnapshotRequest { key, parent, labels, .. } = request.into_inner();
         let labels = labels.into_iter().collect();
-        let mounts = answer("view", &key, self.0.view(snapshots::Request { key: key.clone(), parent, labels }).await)?;
+        let request = snapshots::Request { key: key.clone(), parent, labels, caller };
+        let mounts = answer("view", &key, self.0.view(request).await)?;
         Ok(Response::new(api::ViewSnapshotResponse { mounts: mounts.into_iter().map(mount).collect() }))
     }
 
     async fn mounts(&self, request: Request<api::MountsRequest>) -> Answer<api::MountsResponse> {
+        let caller = caller(&request);
         let key = request.into_inner().key;
-        let mounts = answer("mounts", &key, self.0.mounts(key.clone()).await)?;
+        let mounts = answer("mounts", &key, self.0.mounts(key.clone(), &caller).await)?;
         Ok(Response::new(api::MountsResponse { mounts: mounts.into_iter().map(mount).collect() }))
     }
 
@@ -110,6 +120,11 @@ impl Service for Adapter {
     async fn cleanup(&self, _: Request<api::CleanupRequest>) -> Answer<()> {
         answer("cleanup", "", self.0.cleanup().await).map(Response::new)
     }
+}
+
+/// Who has made the connection that a request came by.
+fn caller<T>(request: &Request<T>) -> Caller {
+    request.extensions().get().cloned().unwrap_or_default()
 }
 
 fn mount(mount: Mount) -> types::Mount {
@@ -173,7 +188,9 @@ fn code(error: &Error) -> Code {
         | Error::Index { .. }
         | Error::OtherBlobs(_)
         | Error::RemappedCopy(_)
-        | Error::Image(ImageError::Refused { lasting: true, .. }) => Code::FailedPrecondition,
+        | Error::Image(ImageError::Refused { lasting: true, .. } | ImageError::Unseen { .. }) => {
+            Code::FailedPrecondition
+        }
         Error::Image(ImageError::NoDaemon { .. }) => Code::Unavailable,
         Error::Image(_) | Error::Store(_) | Error::File { .. } => Code::Internal,
     }

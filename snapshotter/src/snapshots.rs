@@ -271,8 +271,8 @@ fn now() -> Timestamp {
     SystemTime::now().into()
 }
 
-/// An order to mount an image.
-fn image_mount<'a>(id: u64, image: &'a Image, files: &'a Path, map: Option<&'a str>) -> ImageMount<'a> {
+/// An order to mount an image for a snapshot.
+fn image_mount<'a>(id: u64, snapshot: u64, image: &'a Image, files: &'a Path, map: Option<&'a str>) -> ImageMount<'a> {
     let Image { name, manifest, direct_io } = image;
-    ImageMount { id, image: name, manifest: manifest.as_deref(), files, map, direct_io: *direct_io }
+    ImageMount { id, snapshot, image: name, manifest: manifest.as_deref(), files, map, direct_io: *direct_io }
 }

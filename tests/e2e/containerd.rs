@@ -5,6 +5,7 @@ mod cri;
 mod direct;
 mod killed;
 mod many;
+mod namespaces;
 mod outages;
 mod owners;
 mod pull;

@@ -30,6 +30,8 @@ pub(crate) struct Site<'a> {
     containerd: Option<Child>,
     socket: UnixListener,
     cri: bool,
+    /// Programs and arguments that start the two.
+    starters: [Vec<String>; 2],
 }
 
 impl<'a> Site<'a> {
@@ -39,18 +41,45 @@ impl<'a> Site<'a> {
 
     /// `cri`: with containerd's CRI plugin, too.
     pub(crate) fn with(scratch: &'a Scratch, cri: bool) -> Self {
-        let socket = UnixListener::bind(scratch.dir("run").join("snapshotter.sock")).expect("a socket");
-        let mut site = Self { scratch, snapshotter: None, containerd: None, socket, cri };
+        let mut site = Self::new(scratch, cri);
         site.start_snapshotter();
         site.start_containerd();
         site
+    }
+
+    /// The snapshotter and containerd started by other programs, such as `unshare`, which become them.
+    pub(crate) fn within(scratch: &'a Scratch, snapshotter: &[&str], containerd: &[&str]) -> Self {
+        let mut site = Self::new(scratch, false);
+        site.snapshotter_in(snapshotter);
+        site.containerd_in(containerd);
+        site.start_snapshotter();
+        site.start_containerd();
+        site
+    }
+
+    fn new(scratch: &'a Scratch, cri: bool) -> Self {
+        let socket = UnixListener::bind(scratch.dir("run").join("snapshotter.sock")).expect("a socket");
+        Self { scratch, snapshotter: None, containerd: None, socket, cri, starters: Default::default() }
+    }
+
+    /// What starts the snapshotter the next time.
+    pub(crate) fn snapshotter_in(&mut self, starter: &[&str]) {
+        self.starters[0] = starter.iter().copied().map(str::to_owned).collect();
+    }
+
+    /// What starts containerd the next time.
+    pub(crate) fn containerd_in(&mut self, starter: &[&str]) {
+        self.starters[1] = starter.iter().copied().map(str::to_owned).collect();
     }
 
     /// With the socket that a service manager would hold: it stays when the snapshotter ends.
     pub(crate) fn start_snapshotter(&mut self) {
         let lazo = self.scratch.lazo(["snapshotter", "--config"]);
         let mut command = Command::new("sh");
-        command.args(["-c", "LISTEN_PID=$$ exec \"$@\" 3<&0 < /dev/null", "sh"]).arg(lazo.get_program());
+        command
+            .args(["-c", "LISTEN_PID=$$ exec \"$@\" 3<&0 < /dev/null", "sh"])
+            .args(&self.starters[0])
+            .arg(lazo.get_program());
         command.args(lazo.get_args()).arg(self.scratch.join("lazo.toml"));
         for (name, value) in lazo.get_envs() {
             match value {
@@ -66,7 +95,7 @@ impl<'a> Site<'a> {
     pub(crate) fn start_containerd(&mut self) {
         let config = self.scratch.join("containerd.toml");
         fs::write(&config, self.config()).expect("the configuration");
-        let mut command = program("containerd");
+        let mut command = started(&self.starters[1], program("containerd"));
         command.arg("--config").arg(config).stdin(Stdio::null());
         self.containerd = Some(self.spawn(&mut command, "containerd.log"));
         until("containerd answers", || {
@@ -269,6 +298,15 @@ fn program(name: &str) -> Command {
     let mut command = Command::new(Path::new(&directory).join(name));
     // It starts its own shim.
     command.env("PATH", format!("{}:{path}", Path::new(&directory).display()));
+    command
+}
+
+/// A program without arguments, by way of another one.
+fn started(starter: &[String], program: Command) -> Command {
+    let Some((first, rest)) = starter.split_first() else { return program };
+    let mut command = Command::new(first);
+    command.args(rest).arg(program.get_program());
+    command.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
     command
 }
 

@@ -5,6 +5,7 @@ pub(crate) mod crafted;
 pub(crate) mod erofs_mount;
 #[expect(dead_code, reason = "the benchmarks use the rest")]
 pub(crate) mod faults;
+pub(crate) mod grpc;
 pub(crate) mod hostile_images;
 pub(crate) mod layout;
 pub(crate) mod listing;

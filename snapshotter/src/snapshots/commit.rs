@@ -12,6 +12,7 @@ use super::create::image_of;
 use super::error::{Error, file};
 use super::mounts::Base;
 use super::{Labels, Snapshots, image_mount, kept, now, start};
+use crate::caller::Caller;
 use crate::labels;
 use crate::store::{Kind, Record, Role};
 
@@ -96,7 +97,8 @@ impl Snapshots {
     /// Mounts an image before a container asks for it, so that what it reads first is being fetched already.
     async fn mount_ahead(self: Arc<Self>, base: Base) {
         let files = self.directories.files(base.id).join(super::IMAGE);
-        if let Err(error) = self.images.mounted(&image_mount(base.id, &base.image, &files, None)).await {
+        let mount = image_mount(base.id, base.id, &base.image, &files, None);
+        if let Err(error) = self.images.mounted(&mount, &Caller::default()).await {
             let error: &dyn std::error::Error = &error;
             tracing::warn!(image = base.image.name, error, "cannot mount an image ahead of its first container");
         }

@@ -8,6 +8,7 @@ use super::directories::{self, Owner};
 use super::error::Error;
 use super::mounts::{self, Base, Lower, Mount, Upper};
 use super::{IMAGE, Labels, Snapshots, image_mount, kept, now, owners};
+use crate::caller::Caller;
 use crate::labels;
 use crate::store::{Image, Kind, Owners, Record, Role};
 
@@ -20,6 +21,8 @@ pub struct Request {
     pub parent: String,
     /// Its labels.
     pub labels: Labels,
+    /// Who asks, and is to see what is mounted for the snapshot.
+    pub caller: Caller,
 }
 
 /// What becomes of a request.
@@ -36,6 +39,7 @@ struct Ordinary {
     lower: Lower,
     /// Number of the parent when the plan was made.
     parent: Option<u64>,
+    caller: Caller,
 }
 
 impl Snapshots {
@@ -61,15 +65,15 @@ impl Snapshots {
     /// The mounts of a snapshot, once more.
     ///
     /// # Errors
-    /// When there is none of this key, it is committed, or the lazo image below cannot be mounted.
-    pub async fn mounts(self: &Arc<Self>, key: String) -> Result<Vec<Mount>, Error> {
+    /// When there is none of this key, it is committed, or the lazo image below cannot be mounted for the caller.
+    pub async fn mounts(self: &Arc<Self>, key: String, caller: &Caller) -> Result<Vec<Mount>, Error> {
         let mut chain = self.store.chain(&key)?.into_iter();
         let record = chain.next().ok_or_else(|| Error::NotFound(key.clone()))?;
         if record.kind() == Kind::Committed {
             return Err(Error::Committed(key));
         }
         let lower = lower_of(&key, &record, chain.as_slice())?;
-        let image = self.mounted(record.id, &lower, record.owners.as_ref()).await?;
+        let image = self.mounted(record.id, &lower, record.owners.as_ref(), caller).await?;
         if image.is_none() {
             return self.mounts_of(&record, &lower, image);
         }
@@ -90,7 +94,7 @@ impl Snapshots {
 
     /// Looks at what is there, and at what the labels want.
     fn plan(&self, kind: Kind, request: Request) -> Result<Plan, Error> {
-        let Request { key, parent, labels } = request;
+        let Request { key, parent, labels, caller } = request;
         if key.is_empty() {
             return Err(Error::NoName);
         }
@@ -133,11 +137,12 @@ impl Snapshots {
         if lower.image.is_some() && is_remapped_copy(&key) {
             return Err(Error::RemappedCopy(key));
         }
-        Ok(Plan::Ordinary(Box::new(Ordinary { key, record, lower, parent: top.map(|top| top.id) })))
+        let parent = top.map(|top| top.id);
+        Ok(Plan::Ordinary(Box::new(Ordinary { key, record, lower, parent, caller })))
     }
 
     async fn make(self: &Arc<Self>, plan: Ordinary) -> Result<Vec<Mount>, Error> {
-        let Ordinary { key, mut record, lower, parent } = plan;
+        let Ordinary { key, mut record, lower, parent, caller } = plan;
         if let Some(image) = &record.image {
             self.images.warm(&image.name);
         }
@@ -145,8 +150,10 @@ impl Snapshots {
         record.id = number.id;
         let own_mount = lower.image.is_some() && record.owners.is_some();
         let base = lower.image.clone();
-        let image = self.mounted(record.id, &lower, record.owners.as_ref()).await?;
-        let made = self.blocking(move |snapshots| snapshots.enter(&key, record, &lower, parent, image)).await;
+        let made = match self.mounted(record.id, &lower, record.owners.as_ref(), &caller).await {
+            Ok(image) => self.blocking(move |snapshots| snapshots.enter(&key, record, &lower, parent, image)).await,
+            Err(error) => Err(error),
+        };
         if made.is_err() {
             if own_mount {
                 self.images.unmount(number.id).await;
@@ -189,14 +196,21 @@ impl Snapshots {
         added
     }
 
-    /// Makes sure that the image below a snapshot is mounted; gives the path of the mount.
-    async fn mounted(&self, id: u64, lower: &Lower, owners: Option<&Owners>) -> Result<Option<PathBuf>, Error> {
+    /// Makes sure that the image below a snapshot is mounted and seen; gives the path of the mount.
+    async fn mounted(
+        &self,
+        id: u64,
+        lower: &Lower,
+        owners: Option<&Owners>,
+        caller: &Caller,
+    ) -> Result<Option<PathBuf>, Error> {
         let Some(base) = &lower.image else { return Ok(None) };
         let map = owners.map(owners::for_daemon);
         // With its own owners, a container has a mount of its own.
-        let id = if map.is_some() { id } else { base.id };
+        let place = if map.is_some() { id } else { base.id };
         let files = self.directories.files(base.id).join(IMAGE);
-        Ok(Some(self.images.mounted(&image_mount(id, &base.image, &files, map.as_deref())).await?))
+        let mount = image_mount(place, id, &base.image, &files, map.as_deref());
+        Ok(Some(self.images.mounted(&mount, caller).await?))
     }
 
     /// Ends an image's mount that was made while its snapshot was being removed.

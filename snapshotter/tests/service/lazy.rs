@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lazo_format::{BlobRecord, ChunkIndex, Digest, IndexContents, encode_index};
+use rustix::mount::{UnmountFlags, unmount};
 use serde_json::json;
 use tonic::{Code, Status};
 
@@ -249,9 +250,12 @@ async fn removal_gives_up_mounts_and_blobs() {
 #[tokio::test]
 async fn what_cannot_be_mounted_leaves_nothing() {
     let (served, daemon) = start().await;
-    let (calls, scratch) = (served.calls(), &served.scratch);
-    let top = pull(&calls, scratch, "default").await;
+    let calls = served.calls();
+    let top = pull(&calls, &served.scratch, "default").await;
     calls.prepare("before", &top, &[]).await.unwrap();
+    // What the daemon said of that is forgotten.
+    let served = Served::on(served.stop().await).await;
+    let (calls, scratch) = (served.calls(), &served.scratch);
     let there = (calls.names(&[]).await, scratch.directories());
     for (status, kind, code) in [(502, "image", Code::FailedPrecondition), (500, "internal", Code::Internal)] {
         daemon.refuse(Some((status, kind, "the index: wrong digest")));
@@ -470,4 +474,24 @@ async fn an_image_for_direct_io_is_a_fuse_tree() {
         assert_eq!(asked[number]["mode"], json!(mode), "{more:?}");
         assert_eq!((&asked[number]["nosuid"], &asked[number]["nodev"]), (&json!(false), &json!(false)));
     }
+}
+
+/// containerd asks for a container's mounts two or three times.
+#[tokio::test]
+async fn the_daemons_word_is_good_for_a_start() {
+    let (served, daemon) = start().await;
+    let calls = served.calls();
+    let image = pull(&calls, &served.scratch, "default").await;
+    let mounts = calls.prepare("default/9/container", &image, &[]).await.unwrap();
+    let before = daemon.asked("POST /v1/mounts").len();
+    for _ in 0..20 {
+        assert_eq!(calls.mounts("default/9/container").await.unwrap(), mounts);
+    }
+    let asked = daemon.asked("POST /v1/mounts").len();
+    assert!(asked < before + 20, "it was asked {asked} times");
+    // Not that of a mount that is gone.
+    unmount(&daemon.mounts()[0], UnmountFlags::DETACH).unwrap();
+    let error = refused(calls.mounts("default/9/container").await, Code::FailedPrecondition);
+    assert!(error.contains("does not see the mount"), "{error}");
+    assert!(daemon.asked("POST /v1/mounts").len() > asked);
 }

@@ -5,11 +5,12 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 use tonic::{Code, Request, Status, client::Grpc, codegen::http::uri::PathAndQuery, transport::Channel};
 use tonic_prost::ProstCodec;
 
-use super::{CONFIG, sockets::channel};
+use super::{CONFIG, sockets::authorities, sockets::channel};
 use crate::support::{
     Scratch,
     containerd::{Site, name_of},
-    crafted::{Layer, convert},
+    crafted::{Layer, convert, publish},
+    grpc::GoClient,
     metrics::until,
     node::Node,
     random::Random,
@@ -48,6 +49,20 @@ struct PullImageResponse {
 
 #[derive(Clone, PartialEq, prost::Message)]
 struct Empty {}
+
+/// `Version`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct VersionResponse {
+    #[prost(string, tag = "2")]
+    runtime_name: String,
+}
+
+/// `ImageStatus`, as far as it says that there is one.
+#[derive(Clone, PartialEq, prost::Message)]
+struct ImageStatusResponse {
+    #[prost(message, optional, tag = "1")]
+    image: Option<ImageSpec>,
+}
 
 /// A kubelet, as far as images go.
 struct Kubelet {
@@ -92,6 +107,48 @@ impl Kubelet {
     }
 }
 
+/// The part of the configuration that has the kubelet's requests pass.
+fn sockets(scratch: &Scratch) -> String {
+    format!(
+        "cri_socket = \"{}\"\ncontainerd_socket = \"{}\"\n",
+        scratch.join("run/cri.sock").display(),
+        scratch.join("containerd.sock").display()
+    )
+}
+
+/// Kubelets before 1.26 say the socket's path where a host should be.
+#[test]
+fn a_kubelet_may_take_the_sockets_path_for_a_host() {
+    let scratch = Scratch::new();
+    let registry = Registry::start(&scratch, "registry");
+    let image = publish(&scratch, &registry, "app", vec![Layer::new().busybox()]).1;
+    let _node = Node::with(&scratch, &format!("{CONFIG}{}", sockets(&scratch)));
+    let _site = Site::with(&scratch, true);
+    let socket = scratch.join("run/cri.sock");
+    for authority in authorities(&socket) {
+        let mut kubelet = GoClient::new(&socket, authority.as_deref());
+        let version: VersionResponse = kubelet
+            .call("/runtime.v1.RuntimeService/Version", &Empty {})
+            .unwrap_or_else(|error| panic!("{authority:?}: {error}"));
+        assert_eq!(version.runtime_name, "containerd", "{authority:?}");
+        let request = |image: &str| ImageRequest { image: Some(ImageSpec { image: image.to_owned() }), auth: None };
+        let image = request(name_of(&image));
+        let pulled: PullImageResponse = kubelet.call("/runtime.v1.ImageService/PullImage", &image).expect("a pull");
+        assert!(pulled.image_ref.starts_with("sha256:"), "{pulled:?}");
+        for _ in 0..200 {
+            let status: ImageStatusResponse =
+                kubelet.call("/runtime.v1.ImageService/ImageStatus", &image).expect("a status");
+            assert_eq!(status.image.expect("the image").image, pulled.image_ref);
+        }
+        // Some hundred frames.
+        let long = request(&"x".repeat(6 << 20));
+        let refused = kubelet.call::<_, ImageStatusResponse>("/runtime.v1.ImageService/ImageStatus", &long);
+        assert!(refused.is_err() || refused == Ok(ImageStatusResponse::default()), "{authority:?}");
+        let removed: Empty = kubelet.call("/runtime.v1.ImageService/RemoveImage", &image).expect("it is removed");
+        assert_eq!(removed, Empty {});
+    }
+}
+
 #[test]
 fn a_pods_login_is_kept_as_long_as_its_image() {
     let scratch = Scratch::new();
@@ -102,11 +159,7 @@ fn a_pods_login_is_kept_as_long_as_its_image() {
     let layout = convert(&scratch, "app", vec![layer, Layer::new().file("data/second", 0o644, &noise)]);
     let image = registry.image("app:lazo");
     skopeo_copy(&layout, &image, &["--dest-creds", registry::USER]);
-    let sockets = format!(
-        "cri_socket = \"{}\"\ncontainerd_socket = \"{}\"\n",
-        scratch.join("run/cri.sock").display(),
-        scratch.join("containerd.sock").display()
-    );
+    let sockets = sockets(&scratch);
     let node = Node::with(&scratch, &format!("{CONFIG}{sockets}"));
     let mut site = Site::with(&scratch, true);
     let kubelet = Kubelet::new(&scratch.join("run/cri.sock"));

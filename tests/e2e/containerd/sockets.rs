@@ -1,4 +1,4 @@
-//! Sockets that the service manager holds: who calls while the snapshotter is started again waits, and is not turned away.
+//! The snapshotter's sockets: those that a service manager holds, and clients that take a socket's path for the name of a host.
 
 use std::{
     io::{BufRead as _, BufReader, Write as _},
@@ -9,11 +9,12 @@ use std::{
 
 use hyper_util::rt::TokioIo;
 use lazo_snapshotter::proto::containerd::services::snapshots::v1::{
-    PrepareSnapshotRequest, StatSnapshotRequest, snapshots_client::SnapshotsClient,
+    PrepareSnapshotRequest, PrepareSnapshotResponse, StatSnapshotRequest, StatSnapshotResponse,
+    snapshots_client::SnapshotsClient,
 };
 use tonic::transport::{Channel, Endpoint, Uri};
 
-use crate::support::Scratch;
+use crate::support::{Scratch, containerd::Site, grpc::GoClient, node::Node};
 
 /// gRPC at a Unix socket, connected to when it is first used.
 pub(super) fn channel(socket: &Path) -> Channel {
@@ -62,4 +63,38 @@ async fn a_call_during_a_restart_waits() {
     assert_eq!(tell("kill"), "ended");
     drop(commands);
     manager.wait().expect("its end");
+}
+
+/// What clients may say instead of a host: nothing of their own, which is the path, and the path in other forms.
+pub(super) fn authorities(socket: &Path) -> [Option<String>; 4] {
+    let path = socket.display().to_string();
+    [None, Some(path.replace('/', "%2F")), Some(format!("unix://{path}")), Some("localhost".to_owned())]
+}
+
+#[test]
+fn a_go_client_may_take_the_sockets_path_for_a_host() {
+    let scratch = Scratch::new();
+    let _node = Node::with(&scratch, super::CONFIG);
+    let _site = Site::start(&scratch);
+    let socket = scratch.join("run/snapshotter.sock");
+    for (number, authority) in authorities(&socket).into_iter().enumerate() {
+        let mut client = GoClient::new(&socket, authority.as_deref());
+        let service = "/containerd.services.snapshots.v1.Snapshots";
+        let key = format!("default/1/{number}");
+        let label = ("containerd.io/snapshot/large".to_owned(), "x".repeat(1 << 20));
+        let prepare = PrepareSnapshotRequest {
+            key: key.clone(),
+            labels: [label.clone()].into(),
+            ..PrepareSnapshotRequest::default()
+        };
+        let prepared: PrepareSnapshotResponse = client
+            .call(&format!("{service}/Prepare"), &prepare)
+            .unwrap_or_else(|error| panic!("{authority:?}: {error}"));
+        assert_eq!(prepared.mounts.len(), 1);
+        for _ in 0..200 {
+            let stat = StatSnapshotRequest { key: key.clone(), ..StatSnapshotRequest::default() };
+            let found: StatSnapshotResponse = client.call(&format!("{service}/Stat"), &stat).expect("a snapshot");
+            assert_eq!(found.info.expect("a snapshot").labels[&label.0], label.1);
+        }
+    }
 }
