@@ -29,7 +29,7 @@ impl Args {
         let bar = Bar(output::byte_bar());
         let report = runtime.block_on(async {
             let checked = async {
-                let source = Source::open(&self.image, &global.registry_options()).await?;
+                let source = Source::open(&self.image, &global.registry_options()?).await?;
                 anyhow::Ok(check(&source, &bar).await?)
             };
             tokio::select! {

@@ -14,8 +14,8 @@ use lazo_converter::{ImageSummary, Options, Platforms, PrefetchList, Progress, S
 use lazo_format::Digest;
 use lazo_registry::{ImageRef, Platform};
 
-use crate::global::Global;
-use crate::output;
+use crate::global::{Creds, Global};
+use crate::output::{self, UsageError};
 
 /// Largest prefetch list that is read, bytes.
 const MAX_PREFETCH_LIST: u64 = 64 << 20;
@@ -77,13 +77,34 @@ pub(crate) struct Args {
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sides: Sides,
+}
+
+/// What is said of one side's registry, in place of what is said of both.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Registries")]
+struct Sides {
+    /// As --creds, for SRC's registry
+    #[arg(long, value_name = "USER[:PASSWORD]", env = "LAZO_SRC_CREDS", hide_env_values = true)]
+    src_creds: Option<Creds>,
+    /// As --creds, for DST's registry
+    #[arg(long, value_name = "USER[:PASSWORD]", env = "LAZO_DEST_CREDS", hide_env_values = true)]
+    dest_creds: Option<Creds>,
+    /// As --insecure, for SRC's registry alone
+    #[arg(long)]
+    src_insecure: bool,
+    /// As --insecure, for DST's registry alone
+    #[arg(long)]
+    dest_insecure: bool,
 }
 
 impl Args {
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
         let cancel = Arc::new(AtomicBool::new(false));
-        let options = self.options(cancel.clone())?;
-        let registry = global.registry_options();
+        let mut options = self.options(cancel.clone())?;
+        let [registry, destination] = self.registries(global)?;
+        options.destination = Some(destination);
         let bar = std::io::stderr().is_terminal().then(|| Arc::new(Bar(output::byte_bar())));
         let progress: Arc<dyn Progress> = match &bar {
             Some(bar) => bar.clone(),
@@ -112,6 +133,33 @@ impl Args {
             true => output::print(format_args!("{}\n", serde_json::to_string_pretty(&summary)?)),
             false => output::print(describe(&summary)?),
         }
+    }
+
+    /// How to reach SRC's and DST's registries.
+    fn registries(&self, global: &Global) -> anyhow::Result<[lazo_registry::Options; 2]> {
+        let host = |image: &ImageRef| match image {
+            ImageRef::Docker(image) => Some(image.host.clone()),
+            _ => None,
+        };
+        let (from, to) = (host(&self.source), host(&self.destination));
+        let differ = from.is_some() && to.is_some() && from != to;
+        let Sides { src_creds, dest_creds, .. } = &self.sides;
+        let all_said = src_creds.is_some() && dest_creds.is_some();
+        if global.creds.is_some() && differ && !all_said {
+            let reason = "--creds is for one registry, and SRC and DST name two: use --src-creds and --dest-creds";
+            return Err(UsageError(reason.to_owned()).into());
+        }
+        let shared = if all_said { None } else { global.login()? };
+        let side = |creds: &Option<Creds>, insecure: bool| {
+            let own = creds.as_ref().map(Creds::login).transpose()?;
+            let options = global.options_without_login();
+            anyhow::Ok(lazo_registry::Options {
+                login: own.or_else(|| shared.clone()),
+                insecure: options.insecure || insecure,
+                ..options
+            })
+        };
+        Ok([side(src_creds, self.sides.src_insecure)?, side(dest_creds, self.sides.dest_insecure)?])
     }
 
     fn options(&self, cancel: Arc<AtomicBool>) -> anyhow::Result<Options> {

@@ -73,7 +73,10 @@ impl Args {
         }
         match &self.run.process {
             Some(name) => Ok(node::run_process(name)?),
-            None => Ok(node::run(self.config(global)?)?),
+            None => {
+                global.refuse_creds("the node daemon")?;
+                Ok(node::run(self.config(global)?)?)
+            }
         }
     }
 }

@@ -1,15 +1,17 @@
 //! Options that every subcommand takes, and what follows from them.
 
+use std::fmt;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use lazo_daemon::node::config::{Config, NO_HOSTS_DIR};
+use lazo_registry::Login;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
-use crate::logfile;
+use crate::{logfile, login};
 
 /// Read unless told otherwise, and if it is there: containerd 2 does so too, and who has set up mirrors or authorities for a
 /// node's images wants them for all of its images.
@@ -23,12 +25,19 @@ const RUN_DIR: &str = "/run/lazo";
 #[derive(Clone, Debug, clap::Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// Talk plain HTTP to registries; loopback hosts are talked to so by default
+    /// Talk plain HTTP to registries; loopback hosts are talked to so by default, unless they turn out to speak TLS
     #[arg(long, global = true)]
     pub(crate) plain_http: bool,
     /// Trust this CA certificate (PEM) besides the system's; may be repeated
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) ca: Vec<PathBuf>,
+    /// Accept any certificate of the registry that the image names, and plain HTTP where it has no TLS; mirrors are not concerned
+    #[arg(long, global = true)]
+    pub(crate) insecure: bool,
+    /// Log in to the registry that the image names with this; without a password, it is asked for, or read from standard input. Whoever
+    /// lists processes sees what is given here: LAZO_CREDS or `lazo login` is for passwords
+    #[arg(long, global = true, value_name = "USER[:PASSWORD]", env = "LAZO_CREDS", hide_env_values = true)]
+    pub(crate) creds: Option<Creds>,
     /// Registry credentials, in the format of docker's config.json [default: ~/.docker/config.json]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) authfile: Option<PathBuf>,
@@ -48,6 +57,40 @@ pub(crate) struct Global {
     /// What to log to stderr: error, warn, info, debug, trace, or tracing directives [default: warn, info in a mount's log]
     #[arg(long, global = true, value_name = "LEVEL", env = "LAZO_LOG")]
     pub(crate) log_level: Option<String>,
+}
+
+/// `USER[:PASSWORD]`. Any text is taken, for an error of the command line would show it.
+#[derive(Clone)]
+pub(crate) struct Creds(String);
+
+impl Creds {
+    /// The password, asked for, if it was not given.
+    pub(crate) fn asked_password(&self) -> anyhow::Result<Option<String>> {
+        if self.0.contains(':') || self.0.is_empty() { Ok(None) } else { login::password_of(&self.0).map(Some) }
+    }
+
+    /// # Errors
+    /// When there is no password.
+    pub(crate) fn login(&self) -> anyhow::Result<Login> {
+        match self.0.split_once(':') {
+            Some(("", _)) => bail!("--creds: the user's name is missing; expected USER[:PASSWORD]"),
+            Some((user, password)) => Ok(Login::new(user, password)),
+            None if self.0.is_empty() => bail!("--creds: the user's name is missing; expected USER[:PASSWORD]"),
+            None => Ok(Login::new(self.0.as_str(), login::password_of(&self.0)?)),
+        }
+    }
+}
+
+impl From<String> for Creds {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl fmt::Debug for Creds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
 }
 
 impl Global {
@@ -100,6 +143,7 @@ impl Global {
             }
         }
         config.plain_http |= self.plain_http;
+        config.insecure |= self.insecure;
         config.ca.extend(self.ca.iter().cloned());
         if let Some(level) = &self.log_level {
             config.log_level.clone_from(level);
@@ -119,10 +163,38 @@ impl Global {
         Ok(global)
     }
 
+    /// The login that was given, with its password.
+    ///
+    /// # Errors
+    /// When there is no password.
+    pub(crate) fn login(&self) -> anyhow::Result<Option<Login>> {
+        self.creds.as_ref().map(Creds::login).transpose()
+    }
+
+    /// Refuses a login that `whom` would not keep.
+    ///
+    /// # Errors
+    /// When one was given.
+    pub(crate) fn refuse_creds(&self, whom: &str) -> anyhow::Result<()> {
+        if self.creds.is_some() {
+            bail!("{whom} needs logins for as long as it runs, and keeps none from --creds: use `lazo login` or --authfile");
+        }
+        Ok(())
+    }
+
     /// How to talk to registries.
-    pub(crate) fn registry_options(&self) -> lazo_registry::Options {
+    ///
+    /// # Errors
+    /// As [`Self::login`].
+    pub(crate) fn registry_options(&self) -> anyhow::Result<lazo_registry::Options> {
+        Ok(lazo_registry::Options { login: self.login()?, ..self.options_without_login() })
+    }
+
+    /// The same without the login that was given.
+    pub(crate) fn options_without_login(&self) -> lazo_registry::Options {
         lazo_registry::Options {
             plain_http: self.plain_http,
+            insecure: self.insecure,
             extra_ca: self.ca.clone(),
             auth_file: self.authfile.clone(),
             token_file: self.token_file.clone(),

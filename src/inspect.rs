@@ -58,7 +58,7 @@ impl Args {
     }
 
     async fn describe(&self, global: &Global) -> anyhow::Result<String> {
-        let source = Source::open(&self.image, &global.registry_options()).await?;
+        let source = Source::open(&self.image, &global.registry_options()?).await?;
         let platform = self.platform.clone().unwrap_or_else(Platform::host);
         // Looking at an image leaves nothing in the state directory. The files stay mapped when their names are gone.
         let temporary = tempfile::tempdir().context("cannot make a temporary directory")?;

@@ -10,6 +10,7 @@ mod demo;
 mod global;
 mod inspect;
 mod interrupt;
+mod login;
 mod logfile;
 mod mount;
 mod output;
@@ -52,6 +53,8 @@ enum Command {
     Snapshotter(snapshotter::Args),
     Stats(stats::Args),
     Demo(demo::Args),
+    Login(login::LoginArgs),
+    Logout(login::LogoutArgs),
 }
 
 impl Command {
@@ -91,6 +94,8 @@ impl Command {
             Self::Snapshotter(args) => args.run(global),
             Self::Stats(args) => args.run(global),
             Self::Demo(args) => args.run(global),
+            Self::Login(args) => args.run(global),
+            Self::Logout(args) => args.run(global),
         }
     }
 }

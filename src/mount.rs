@@ -25,7 +25,7 @@ use lazo_storage::cache::{CacheOptions, Limit, parse_size};
 use lazo_storage::{Policy, SourceSpec, SpecError};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
-use crate::global::Global;
+use crate::global::{Creds, Global};
 use crate::{logfile, output};
 
 /// What the serving process says when the mount can be used.
@@ -257,7 +257,7 @@ impl Args {
             image: self.image()?,
             platform: self.platform.clone().unwrap_or_else(Platform::host),
             mount_point: std::path::absolute(&self.dir)?,
-            registry: global.registry_options(),
+            registry: global.registry_options()?,
             state_dir: global.state_dir().to_owned(),
             cache: CacheOptions { limit: self.data.cache_limit.unwrap_or_default() },
             run_dir: global.run_dir().to_owned(),
@@ -294,15 +294,21 @@ impl Args {
         lazo_daemon::node::make_run_dir(&run_dir).with_context(failed)?;
         let file = logfile::open(&log).with_context(failed)?;
         let log_start = file.metadata().with_context(failed)?.len();
+        // The process that serves has no terminal to ask on.
+        let password = global.creds.as_ref().map(Creds::asked_password).transpose()?.flatten();
         let mut child = Command::new("/proc/self/exe")
             .arg0("lazo")
             .args(std::env::args_os().skip(1))
             .env(LOG, &log)
-            .stdin(Stdio::null())
+            .stdin(if password.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(file)
             .spawn()
             .context("cannot start the process that is to serve the mount")?;
+        if let (Some(mut stdin), Some(password)) = (child.stdin.take(), password) {
+            // An error: the process has ended, and says why below.
+            let _ = writeln!(stdin, "{password}");
+        }
         let mut said = String::new();
         if let Some(mut pipe) = child.stdout.take() {
             pipe.read_to_string(&mut said).context("cannot hear from the process that is to serve the mount")?;

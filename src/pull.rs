@@ -58,8 +58,11 @@ impl Args {
             namespace: self.namespace,
             snapshotter: self.snapshotter,
             platform: self.platform.unwrap_or_else(Platform::host),
-            registry: global.registry_options(),
+            registry: global.registry_options()?,
         };
+        if global.creds.is_some() {
+            tracing::warn!("the node daemon fetches what is read later with logins of its own, and not with --creds");
+        }
         let bar = Arc::new(Bar(output::byte_bar()));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let cancelled = async {

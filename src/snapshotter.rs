@@ -35,6 +35,7 @@ impl Args {
     }
 
     pub(crate) fn run(self, global: &Global) -> anyhow::Result<()> {
+        global.refuse_creds("the snapshotter")?;
         Ok(lazo_snapshotter::run(&self.config(global)?)?)
     }
 }

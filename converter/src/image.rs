@@ -118,6 +118,7 @@ pub async fn convert(
     let started = Instant::now();
     check_options(options)?;
     let source = Arc::new(Source::open(source, registry).await?);
+    let registry = options.destination.as_ref().unwrap_or(registry);
     let chosen = choose(&source, &options.platforms).await?;
     if !options.force {
         check_overwrite(destination, registry).await?;

@@ -64,6 +64,8 @@ pub struct Options {
     pub force: bool,
     /// Repository on the destination's registry whose blobs may be mounted instead of uploaded.
     pub mount_from: Option<lazo_registry::ImageRef>,
+    /// How to reach the destination's registry, where that is otherwise than the source's.
+    pub destination: Option<lazo_registry::Options>,
     /// Set it to make the conversion end with [`Error::Interrupted`].
     pub cancel: Arc<AtomicBool>,
 }
@@ -92,6 +94,7 @@ impl Default for Options {
             direct_io: false,
             force: false,
             mount_from: None,
+            destination: None,
             cancel: Arc::default(),
         }
     }

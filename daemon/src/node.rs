@@ -1,9 +1,10 @@
-//! The node daemon: one for all images of a machine, in three processes.
+//! The node daemon: one for all images of a machine, in four processes.
 //!
 //! ```text
 //! supervisor   started first; holds the FUSE files and the control socket, restarts the worker, replaces it on upgrade
 //!  └ worker    serves bytes and the control API; holds no right to mount
-//!     └ mounter  makes and ends mounts: all that might wait for the worker itself
+//!     ├ mounter  makes and ends mounts: all that might wait for the worker itself
+//!     └ helpers  runs credential helpers, which write where the worker may not
 //! ```
 
 mod api;
@@ -13,6 +14,7 @@ pub mod config;
 pub mod fuzz;
 mod handover;
 mod harden;
+mod helpers;
 mod link;
 mod mounter;
 mod needs;
@@ -44,6 +46,7 @@ pub fn run_process(name: &str) -> Result<()> {
     match name {
         "worker" => worker::run(),
         "mounter" => mounter::run_mounter(),
+        "helpers" => helpers::run_helpers(),
         "userns" => mounter::run_user_namespace(),
         _ => Err(Error::io("be a process of the daemon")(io::Error::other(format!("there is none called {name}")))),
     }

@@ -2,8 +2,11 @@
 
 pub(crate) mod challenge;
 pub(crate) mod credentials;
+pub(crate) mod helper;
+pub(crate) mod keep;
 #[cfg(test)]
 mod tests;
+mod token;
 
 use std::{
     fmt,
@@ -12,33 +15,28 @@ use std::{
     time::{Duration, Instant},
 };
 
-use base64::{Engine, engine::general_purpose};
 use lru::LruCache;
 use reqwest::{
-    Method, StatusCode, Url,
-    header::{CONTENT_TYPE, HeaderMap, HeaderValue},
+    StatusCode, Url,
+    header::{HeaderMap, HeaderValue},
 };
-use serde::Deserialize;
 use tokio::{sync::OwnedMutexGuard, task::JoinHandle};
 
 use self::{
     challenge::{Bearer, Challenges},
     credentials::{Credentials, Secret, Store},
+    token::{DEFAULT_LIFETIME, basic, question},
 };
+pub(crate) use self::token::{TokenAnswer, bearer, token_server, usable};
 use crate::{
     error::{Error, Result},
-    http::{Body, Http, Request, redirect::is_loopback, same_origin},
+    http::{Http, redirect::is_loopback, same_origin},
 };
 
 /// Tokens kept: one a set of scopes, of which a source or destination has a handful.
 const MAX_TOKENS: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
 /// Largest answer of a token server, bytes. Tokens that list many rights reach some tens of kilobytes.
 const MAX_TOKEN_ANSWER: u64 = 1 << 20;
-/// Lifetime of a token that does not state one, from the token specification.
-const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
-/// A token is not used in the last part of its life, for requests take time and clocks differ.
-const SAFETY_MARGIN: Duration = Duration::from_secs(10);
-
 /// Rights that a request needs, in the token specification's words: `repository:NAME:pull,push`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Scopes(Vec<String>);
@@ -52,16 +50,16 @@ impl Scopes {
         Self(vec![format!("repository:{repository}:pull,push")])
     }
 
+    /// To be let in at all, as `/v2/` asks for.
+    pub(crate) fn none() -> Self {
+        Self(Vec::new())
+    }
+
     pub(crate) fn and(mut self, other: Self) -> Self {
         self.0.extend(other.0);
         self
     }
 }
-
-/// A token this near its end is renewed beside the request that uses it, so that nobody waits for a new one.
-const RENEW_AHEAD: Duration = Duration::from_secs(30);
-/// No token is kept for longer, whatever its server says.
-const LONGEST_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 /// The login to one repository of one host. Clones share it.
 ///
@@ -137,37 +135,6 @@ struct Token {
     use_until: Instant,
 }
 
-/// What a token server says.
-#[derive(Deserialize)]
-pub(crate) struct TokenAnswer {
-    token: Option<Secret>,
-    access_token: Option<Secret>,
-    #[serde(default)]
-    expires_in: serde_json::Value,
-}
-
-impl TokenAnswer {
-    /// `None` for what is not understood: serde's message may quote the answer.
-    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
-        serde_json::from_slice(bytes).ok()
-    }
-
-    /// The token, by either name; some servers send the other one empty.
-    pub(crate) fn token(&self) -> Option<&Secret> {
-        [&self.token, &self.access_token].into_iter().flatten().find(|token| !token.reveal().is_empty())
-    }
-
-    /// How long it lives. Some servers write the number as a string or with a fraction.
-    pub(crate) fn lifetime(&self) -> Duration {
-        let number = match &self.expires_in {
-            serde_json::Value::String(text) => text.trim().parse().ok(),
-            other => other.as_f64(),
-        };
-        let lifetime = number.filter(|seconds| *seconds >= 0.0).map(|s| s.min(LONGEST_LIFETIME.as_secs_f64()));
-        lifetime.map_or(DEFAULT_LIFETIME, Duration::from_secs_f64)
-    }
-}
-
 /// What is known without asking anyone.
 enum Known {
     /// The registry has not asked for a login so far.
@@ -227,6 +194,11 @@ impl Auth {
                 }
             },
         }
+    }
+
+    /// Whether the registry has asked for a login so far.
+    pub(crate) fn is_wanted(&self) -> bool {
+        !matches!(self.0.state().scheme, Scheme::Nothing)
     }
 
     /// Learns from a 401 that came in spite of `used`; what to try instead.
@@ -343,7 +315,7 @@ impl Inner {
         cause: Cause,
         used: Option<&HeaderValue>,
     ) -> Result<Option<HeaderValue>> {
-        let credentials = self.store.find(&self.site.host, &self.site.repository).await?;
+        let credentials = self.store.find(&self.site.host, &self.site.repository, &http.options().helpers).await?;
         match cause {
             Cause::Age => {}
             Cause::Challenge(Challenges { bearer: None, .. }) => return self.set_basic(credentials, used).map(Some),
@@ -429,10 +401,10 @@ impl Inner {
         let header = match credentials {
             Some(Credentials::Password { user, password }) => basic(&user, &password)?,
             Some(_) => return Err(self.denied("it wants user name and password, but a token is kept for it")),
-            None => return Err(self.denied("it wants a login, and none is kept; log in with `docker login`")),
+            None => return Err(self.denied("it wants a login, and none is kept; log in with `lazo login` or `docker login`")),
         };
         if used == Some(&header) {
-            return Err(self.denied("it refuses the user name and password kept for it; log in again"));
+            return Err(self.denied("it refuses the user name and password; log in again"));
         }
         self.state().scheme = Scheme::Basic(header.clone());
         Ok(header)
@@ -461,34 +433,9 @@ impl Inner {
         credentials: Option<&Credentials>,
     ) -> Result<TokenAnswer> {
         let what = format!("token for {}", self.site.host);
-        let mut url = issuer.realm.clone();
-        let service = issuer.service.as_deref();
         let asked = issuer.scope.clone().map(|scope| Scopes(vec![scope]));
         let scopes = asked.as_ref().unwrap_or(scopes);
-        let (mut request, authorization) = match credentials {
-            Some(Credentials::Identity(token)) => {
-                let form = identity_form(service, scopes, token);
-                let request = Request::new(Method::POST, url, &what)
-                    .header(CONTENT_TYPE, "application/x-www-form-urlencoded")?
-                    .body(Body::Bytes(form.into()));
-                (request, None)
-            }
-            other => {
-                {
-                    let mut query = url.query_pairs_mut();
-                    query.extend_pairs(service.map(|s| ("service", s)));
-                    query.extend_pairs(scopes.0.iter().map(|s| ("scope", s.as_str())));
-                }
-                let authorization = match other {
-                    Some(Credentials::Password { user, password }) => {
-                        url.query_pairs_mut().append_pair("account", user);
-                        Some(basic(user, password)?)
-                    }
-                    _ => None,
-                };
-                (Request::get(url, &what), authorization)
-            }
-        };
+        let (mut request, authorization) = question(&what, &issuer.realm, issuer.service.as_deref(), scopes, credentials)?;
         if same_origin(&issuer.realm, &self.site.base) {
             let own = std::mem::replace(&mut request.headers, self.site.headers.clone());
             request.headers.extend(own);
@@ -498,7 +445,7 @@ impl Inner {
             StatusCode::OK => {}
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
                 let kept =
-                    if credentials.is_some() { "the login kept for it; log in again" } else { "anonymous access" };
+                    if credentials.is_some() { "the login; log in again" } else { "anonymous access" };
                 return Err(self.denied(&format!("its token server refuses {kept} ({})", response.status())));
             }
             _ => return Err(http.refusal(response, &request.method, &what).await),
@@ -546,52 +493,4 @@ impl fmt::Debug for Auth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Auth").field("host", &self.0.site.host).finish_non_exhaustive()
     }
-}
-
-/// The form by which an identity token is traded for an access token.
-fn identity_form(service: Option<&str>, scopes: &Scopes, token: &Secret) -> String {
-    // The serializer that belongs to URLs serves forms as well.
-    let mut url = Url::parse("form:").expect("a constant");
-    url.query_pairs_mut()
-        .append_pair("grant_type", "refresh_token")
-        .append_pair("client_id", "lazo")
-        .extend_pairs(service.map(|s| ("service", s)))
-        .append_pair("scope", &scopes.0.join(" "))
-        .append_pair("refresh_token", token.reveal());
-    url.query().unwrap_or_default().to_owned()
-}
-
-/// The token server that a registry names, which is talked to by TLS (`tls`) or not, and is on this machine (`local`) or not. `Err` is
-/// why nothing is sent there.
-pub(crate) fn token_server(realm: &str, tls: bool, local: bool) -> Result<Url, String> {
-    let url = Url::parse(realm).map_err(|e| format!("it names a bad token server {realm:?}: {e}"))?;
-    match url.scheme() {
-        "https" => Ok(url),
-        // Not any realm on this machine: whose program listens there is not for a registry elsewhere to say.
-        "http" if !tls || (local && is_loopback(&url)) => Ok(url),
-        _ => Err(format!("it names a token server without TLS, {realm:?}; no login is sent there")),
-    }
-}
-
-/// For how long a token that lives so long is used before it is renewed, and for how long it can be used at all.
-pub(crate) fn usable(lifetime: Duration) -> (Duration, Duration) {
-    let lifetime = lifetime.min(LONGEST_LIFETIME);
-    let usable = lifetime - SAFETY_MARGIN.min(lifetime / 2);
-    (usable - RENEW_AHEAD.min(usable / 4), usable)
-}
-
-/// The header that shows a token; `None` if it cannot be one.
-pub(crate) fn bearer(token: &Secret) -> Option<HeaderValue> {
-    sensitive(&format!("Bearer {}", token.reveal()))
-}
-
-fn basic(user: &str, password: &Secret) -> Result<HeaderValue> {
-    let pair = general_purpose::STANDARD.encode(format!("{user}:{}", password.reveal()));
-    sensitive(&format!("Basic {pair}")).ok_or_else(|| Error::invalid("login", "it cannot be sent in a header"))
-}
-
-fn sensitive(text: &str) -> Option<HeaderValue> {
-    let mut value = HeaderValue::from_str(text).ok()?;
-    value.set_sensitive(true);
-    Some(value)
 }

@@ -97,6 +97,17 @@ pub enum Error {
         /// What is wrong, and what the user can do.
         reason: String,
     },
+    /// A server that was asked by TLS, and does not speak it.
+    #[error(
+        "{what}: {url} does not speak TLS, but plain HTTP as it seems; if that is meant, --plain-http, `plain_http` in \
+         lazo.toml, or http:// in the registry's hosts.toml has it asked so"
+    )]
+    NotTls {
+        /// The object asked for.
+        what: String,
+        /// URL without query.
+        url: String,
+    },
     /// An answer or document that breaks the protocol or the format.
     #[error("{what}: {reason}")]
     Invalid {
@@ -222,6 +233,7 @@ impl Error {
             Self::Untrusted { what, url, reason } => {
                 Self::Untrusted { what: what.clone(), url: url.clone(), reason: reason.clone() }
             }
+            Self::NotTls { what, url } => Self::NotTls { what: what.clone(), url: url.clone() },
             Self::Status { what, request, status, detail, retry_after } => Self::Status {
                 what: what.clone(),
                 request: request.clone(),
@@ -244,6 +256,19 @@ impl Error {
         }
     }
 
+    /// Whether no connection was made at all.
+    pub(crate) fn is_refused_connection(&self) -> bool {
+        let Self::Transport { source, .. } = self else { return false };
+        let mut next: Option<&(dyn std::error::Error + 'static)> = Some(source.as_ref());
+        while let Some(error) = next {
+            if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
+                return true;
+            }
+            next = error.source();
+        }
+        false
+    }
+
     /// What the failure means.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -254,7 +279,7 @@ impl Error {
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::Status { status: 429, .. } => ErrorKind::Busy,
             Self::Status { status: 408 | 500.., .. } => ErrorKind::Server,
-            Self::Untrusted { .. } => ErrorKind::Untrusted,
+            Self::Untrusted { .. } | Self::NotTls { .. } => ErrorKind::Untrusted,
             Self::Io { .. } => ErrorKind::Local,
             Self::Reference { .. }
             | Self::DigestMismatch { .. }

@@ -16,6 +16,7 @@ use crate::{
         TokenAnswer, bearer,
         challenge::{Bearer, known},
         credentials::{self, Credentials},
+        helper::{self, HelperOutcome},
         token_server, usable,
     },
     choice::LeftOut,
@@ -192,13 +193,17 @@ fn docker_config(bytes: &[u8]) {
 }
 
 fn helper_answer(output: &[u8]) {
-    let found = credentials::understand("helper", ExitStatus::from_raw(0), output);
+    let outcome = |status| HelperOutcome::new(ExitStatus::from_raw(status), output.to_vec(), output.to_vec());
+    let found = helper::understand("helper", &outcome(0));
     if let Ok(Some(found)) = found {
         check_login(&found, output.len());
     }
     // Ended with 1.
-    let failed = credentials::understand("helper", ExitStatus::from_raw(1 << 8), output);
-    assert!(!matches!(failed, Ok(Some(_))), "a helper that fails gives a login");
+    match helper::understand("helper", &outcome(1 << 8)) {
+        Ok(found) => assert!(found.is_none(), "a helper that fails gives a login"),
+        // 300 characters of its own words.
+        Err(reason) => assert!(reason.chars().count() < 400 && !reason.chars().any(char::is_control), "{reason:?}"),
+    }
 }
 
 /// Bounded by what it was read from, never shown, never empty.

@@ -5,11 +5,11 @@ mod body;
 pub(crate) mod pace;
 pub(crate) mod redirect;
 mod retry;
+mod tls;
 
 use std::{
     error::Error as StdError,
     io,
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -23,17 +23,17 @@ use reqwest::{
     header::{AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, RETRY_AFTER},
     redirect::Policy,
 };
-use rustls::{AlertDescription, ClientConfig, RootCertStore, crypto::ring};
 
 pub(crate) use self::{body::Body, retry::Backoff};
 use self::{
     pace::{LEAST_RATE, Pace, SMALL},
     redirect::is_loopback,
+    tls::Trouble,
 };
 use crate::{
     error::{Error, Result},
     options::Options,
-    shared::{ClientKey, Identity, Transport},
+    shared::{ClientKey, Transport},
 };
 
 /// Connections kept for reuse to one host: more than a fetch scheduler has requests under way.
@@ -278,56 +278,8 @@ fn build(key: &ClientKey) -> Result<Client> {
         None => proxy_tls = environment_proxy_needs_tls(),
     }
     // A plain connection may still go through an https:// proxy.
-    builder = if key.tls || proxy_tls { with_tls(builder, transport)? } else { without_tls(builder)? };
-    builder.build().map_err(|e| Error::invalid("HTTP client", chain(&e)))
-}
-
-/// The system's authorities (or those in SSL_CERT_FILE) and the extra ones; reads some hundred kilobytes of files.
-fn with_tls(mut builder: reqwest::ClientBuilder, transport: &Transport) -> Result<reqwest::ClientBuilder> {
-    // Fails only if a provider is installed, which then serves.
-    drop(ring::default_provider().install_default());
-    let mut extra = Vec::new();
-    for path in &transport.ca {
-        let what = format!("CA file {}", path.display());
-        let found = reqwest::Certificate::from_pem_bundle(&read(&what, path)?);
-        let found = found.map_err(|e| Error::invalid(&what, chain(&e)))?;
-        if found.is_empty() {
-            return Err(Error::invalid(what, "it holds no PEM certificate"));
-        }
-        extra.extend(found);
-    }
-    if let Some(identity) = &transport.identity {
-        builder = builder.identity(load_identity(identity)?);
-    }
-    if transport.skip_verify {
-        builder = builder.tls_danger_accept_invalid_certs(true);
-    }
-    Ok(builder.tls_certs_merge(extra))
-}
-
-fn load_identity(identity: &Identity) -> Result<reqwest::Identity> {
-    let what = format!("client certificate {}", identity.certificate.display());
-    let mut pem = read(&what, &identity.certificate)?;
-    if let Some(key) = &identity.key {
-        pem.push(b'\n');
-        pem.extend(read(&format!("client key {}", key.display()), key)?);
-    }
-    // The cause might quote the key.
-    reqwest::Identity::from_pem(&pem).map_err(|_| Error::invalid(what, "no PEM certificate with its unencrypted key"))
-}
-
-fn read(what: &str, path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path).map_err(|e| Error::io(format_args!("cannot read {what}"), e))
-}
-
-/// A client that will never speak TLS, and so need not load a single certificate.
-fn without_tls(builder: reqwest::ClientBuilder) -> Result<reqwest::ClientBuilder> {
-    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|e| Error::invalid("TLS", e))?
-        .with_root_certificates(RootCertStore::empty())
-        .with_no_client_auth();
-    Ok(builder.tls_backend_preconfigured(config))
+    let tls = if key.tls || proxy_tls { tls::config(transport)? } else { tls::no_config()? };
+    builder.tls_backend_preconfigured(tls).build().map_err(|e| Error::invalid("HTTP client", chain(&e)))
 }
 
 fn environment_proxy_needs_tls() -> bool {
@@ -367,54 +319,11 @@ fn transport_error(what: &str, url: &str, error: reqwest::Error) -> Error {
     if error.is_builder() {
         return Error::invalid(what, chain(&error));
     }
-    match tls_reason(&error) {
-        Some(reason) => Error::Untrusted { what: what.to_owned(), url: url.to_owned(), reason },
+    match tls::trouble(&error) {
+        Some(Trouble::Untrusted(reason)) => Error::Untrusted { what: what.to_owned(), url: url.to_owned(), reason },
+        Some(Trouble::NotTls) => Error::NotTls { what: what.to_owned(), url: url.to_owned() },
         None => Error::transport(what, url, error),
     }
-}
-
-/// What a TLS error means, where trying again is of no use.
-fn tls_reason(error: &(dyn StdError + 'static)) -> Option<String> {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        match error.downcast_ref::<rustls::Error>() {
-            Some(rustls::Error::InvalidCertificate(reason)) => {
-                return Some(format!("its certificate is not trusted ({reason}); add its authority as an extra CA"));
-            }
-            Some(rustls::Error::AlertReceived(alert)) if is_about_us(*alert) => {
-                return Some(format!("it wants a client certificate, or refuses the one it got ({alert:?})"));
-            }
-            Some(rustls::Error::InvalidMessage(_)) => {
-                return Some("it does not speak TLS; ask for plain HTTP if that is meant".to_owned());
-            }
-            _ => {}
-        }
-        // An I/O error hides the error it was made of from source().
-        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(inner) => Some(inner),
-            None => error.source(),
-        };
-    }
-    None
-}
-
-/// Whether a server's alert is about a client certificate.
-fn is_about_us(alert: AlertDescription) -> bool {
-    use AlertDescription::{
-        AccessDenied, BadCertificate, CertificateExpired, CertificateRequired, CertificateRevoked, CertificateUnknown,
-        UnknownCA, UnsupportedCertificate,
-    };
-    matches!(
-        alert,
-        AccessDenied
-            | BadCertificate
-            | CertificateExpired
-            | CertificateRequired
-            | CertificateRevoked
-            | CertificateUnknown
-            | UnknownCA
-            | UnsupportedCertificate
-    )
 }
 
 /// An error and its causes in one line.

@@ -36,6 +36,11 @@ mod shared;
 mod source;
 mod web;
 
+pub use auth::{
+    credentials::{Login, login_files},
+    helper::{HELPER_TIMEOUT, HelperOutcome, Helpers, RunHelper, run_helper},
+    keep::{Place, check_login, forget_login, keep_login},
+};
 pub use blob::BlobStream;
 pub use choice::{LeftOut, is_attestation};
 pub use config::Config;

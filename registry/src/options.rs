@@ -2,19 +2,18 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::shared::Shared;
+use crate::{Helpers, Login, Shared};
 
 /// Settings of a [`crate::Source`] or [`crate::Destination`]. The default reads docker's `config.json`, when needed.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Plain HTTP for hosts that are not loopback, too.
+    /// Plain HTTP, always. Otherwise it is for loopback hosts only, as long as they do not turn out to speak TLS.
     pub plain_http: bool,
-    /// HTTPS for loopback hosts, too.
+    /// HTTPS for loopback hosts, always.
     pub loopback_tls: bool,
     /// PEM files of certificate authorities trusted beside the system's.
     pub extra_ca: Vec<PathBuf>,
-    /// Credentials file, of docker's or containers' form, in place of `REGISTRY_AUTH_FILE`, `DOCKER_CONFIG`,
-    /// `~/.docker/config.json` and `XDG_RUNTIME_DIR/containers/auth.json`.
+    /// Credentials file, of docker's or containers' form, in place of `REGISTRY_AUTH_FILE` and what [`crate::login_files`] names.
     pub auth_file: Option<PathBuf>,
     /// A file of the same form that may be missing and comes before [`Self::auth_file`]: logins that others have left for single
     /// repositories.
@@ -22,6 +21,13 @@ pub struct Options {
     /// A file with a bearer token for the registry that the reference names, read anew whenever a token is needed; it
     /// comes before what [`Self::auth_file`] holds. It is never sent to a mirror.
     pub token_file: Option<PathBuf>,
+    /// The login for the registry that the reference names, in place of all that is kept. It is never sent to a mirror.
+    pub login: Option<Login>,
+    /// How credential helpers are run.
+    pub helpers: Helpers,
+    /// Accept any certificate of the registry that the reference names, and speak plain HTTP to it where it does not speak TLS. Mirrors
+    /// are not concerned.
+    pub insecure: bool,
     /// A directory of containerd's `hosts.toml` files (`/etc/containerd/certs.d`): mirrors, authorities, client
     /// certificates and headers of each registry.
     pub hosts_dir: Option<PathBuf>,
@@ -54,6 +60,9 @@ impl Default for Options {
             auth_file: None,
             kept_auth_file: None,
             token_file: None,
+            login: None,
+            helpers: Helpers::default(),
+            insecure: false,
             hosts_dir: None,
             insecure_redirects: false,
             document_timeout: Duration::from_secs(60),

@@ -1,6 +1,7 @@
 //! The distribution API of one repository: reading. Writing is in [`upload`].
 
 mod download;
+mod faces;
 pub(crate) mod range;
 pub(crate) mod targets;
 pub(crate) mod upload;
@@ -23,7 +24,10 @@ use reqwest::{
     header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName},
 };
 
-use self::targets::Targets;
+use self::{
+    faces::{Face, Faces, is_right, is_suspect},
+    targets::Targets,
+};
 use crate::{
     auth::{Auth, Scopes, Site, credentials::Store},
     document::{Document, MAX_DOCUMENT, check_digest, descriptor, digest_of, media_type_within},
@@ -52,10 +56,8 @@ pub(crate) struct Registry(Arc<Inner>);
 
 struct Inner {
     http: Arc<Http>,
-    auth: Auth,
+    faces: Faces,
     reference: DockerRef,
-    /// `https://HOST/v2/REPOSITORY/`.
-    base: Url,
     /// The registry whose images are asked for, where this host is another one.
     namespace: Option<String>,
     /// For requests to this host, and to no other.
@@ -98,38 +100,30 @@ impl<'a> Call<'a> {
 impl Registry {
     /// The repository of `reference` at one of its hosts.
     pub(crate) fn new(reference: &DockerRef, host: &HostConfig, options: &Options) -> Result<Self> {
-        let server = host.server.clone().unwrap_or_else(|| usual_server(reference, host, options));
-        let Server { tls, authority, path } = &server;
-        let scheme = if *tls { "https" } else { "http" };
-        let base = format!("{scheme}://{authority}{path}/{}/", reference.repository);
-        let base = Url::parse(&base).map_err(|e| Error::invalid(format_args!("registry {authority}"), e))?;
-        let mirror = authority != reference.api_host();
-        let transport = transport(host, options);
-        let http = Http::with(options, transport.clone(), &base);
-        // The login for the registry goes to no mirror.
-        let (login_host, token_file) =
-            if mirror { (authority, None) } else { (&reference.host, options.token_file.clone()) };
-        let store = Store::new(options).with_token_file(token_file);
-        let site = Site {
-            host: login_host.clone(),
-            repository: reference.repository.clone(),
-            tls: *tls,
-            mirror,
-            headers: host.headers.clone(),
-            base: base.clone(),
+        let way = Approach::new(reference, host, options);
+        let Approach { server: Server { tls, authority, path }, mirror, other, transport } = &way;
+        let scheme = |tls| if tls { "https" } else { "http" };
+        let face = |tls: bool| {
+            let base = format!("{}://{authority}{path}/{}/", scheme(tls), reference.repository);
+            let base = Url::parse(&base).map_err(|e| Error::invalid(format_args!("registry {authority}"), e))?;
+            let auth = login(reference, host, options, &way, (tls, &base));
+            Ok(Face { base, auth })
         };
-        let key = LoginKey { base: base.to_string(), store: store.clone(), transport };
-        let auth = options.shared.login(key, || Auth::new(store, site));
-        let name = match (mirror, path.as_str()) {
+        let (usual, other) = (face(*tls)?, other.then(|| face(!tls)).transpose()?);
+        let http = Http::with(options, transport.clone(), &usual.base);
+        let name = match (*mirror, path.as_str()) {
             (false, _) => format!("docker://{}/{}", reference.host, reference.repository),
-            (true, "/v2") => format!("{scheme}://{authority}"),
-            (true, path) => format!("{scheme}://{authority}{path}"),
+            (true, "/v2") => format!("{}://{authority}", scheme(*tls)),
+            (true, path) => format!("{}://{authority}{path}", scheme(*tls)),
         };
+        if options.insecure && !mirror && options.shared.is_first_insecure(authority) {
+            tracing::warn!(host = authority, "its certificate is not looked at, and plain HTTP is spoken where it has no TLS");
+        }
+        let faces = Faces { usual, other, authority: authority.clone(), shared: options.shared.clone() };
         Ok(Self(Arc::new(Inner {
             http,
-            auth,
+            faces,
             reference: reference.clone(),
-            base,
             namespace: mirror.then(|| reference.host.clone()),
             headers: host.headers.clone(),
             insecure_redirects: host.insecure_redirects.unwrap_or(options.insecure_redirects),
@@ -180,7 +174,7 @@ impl Registry {
     }
 
     fn url(&self, path: &str) -> Result<Url> {
-        let mut url = self.0.base.join(path).map_err(|e| Error::invalid(path, e))?;
+        let mut url = self.0.faces.now().base.join(path).map_err(|e| Error::invalid(path, e))?;
         if let Some(namespace) = &self.0.namespace {
             url.query_pairs_mut().append_pair("ns", namespace);
         }
@@ -223,8 +217,22 @@ impl Registry {
 
     /// [`Self::call`] from `url` on; also for how long the redirects hold, if there were any.
     async fn pursue(&self, call: &Call<'_>, url: Url) -> Result<(Response, Option<Duration>)> {
-        let (http, auth) = (&self.0.http, &self.0.auth);
-        let mut way = Way::new(call.what, url, &self.0.base, self.0.insecure_redirects);
+        let faces = &self.0.faces;
+        let face = faces.now();
+        let first = self.pursue_at(face, call, faces.at(face, &url)).await;
+        let Some(other) = faces.instead_of(face).filter(|_| is_suspect(face, &first)) else { return first };
+        let second = self.pursue_at(other, call, faces.at(other, &url)).await;
+        if !is_right(other, &second, &first) {
+            return first;
+        }
+        faces.remember(other);
+        second
+    }
+
+    /// [`Self::pursue`] with the host asked by TLS or not, as `face` has it.
+    async fn pursue_at(&self, face: &Face, call: &Call<'_>, url: Url) -> Result<(Response, Option<Duration>)> {
+        let (http, auth) = (&self.0.http, &face.auth);
+        let mut way = Way::new(call.what, url, &face.base, self.0.insecure_redirects);
         let (mut logins, mut reconsidered) = (0, false);
         let mut lifetime = None;
         // What to log in with now, when that has just been found out.
@@ -285,6 +293,16 @@ impl Registry {
         }
     }
 
+    /// Asks to be let in; whether a login was wanted for that.
+    pub(crate) async fn enter(&self) -> Result<bool> {
+        let what = format!("registry {}", self.0.reference.host);
+        let base = &self.0.faces.now().base;
+        let mut url = base.clone();
+        url.set_path(base.path().strip_suffix(&format!("{}/", self.0.reference.repository)).unwrap_or("/v2/"));
+        self.persist(&Call::new(Method::GET, url, Scopes::none(), &what), &[StatusCode::OK]).await?;
+        Ok(self.0.faces.now().auth.is_wanted())
+    }
+
     /// The manifest or index by tag or digest, in one attempt.
     pub(crate) async fn manifest(&self, reference: &str, expected: Option<&Descriptor>) -> Result<Document> {
         let what = self.manifest_name(reference);
@@ -338,6 +356,54 @@ impl Registry {
         let (_, bytes) = self.read_document(&call).await?;
         Document { descriptor: expected.clone(), bytes }.check(&what)
     }
+}
+
+/// How a host is come to.
+struct Approach {
+    server: Server,
+    /// Whether it is another host than the one that the reference names.
+    mirror: bool,
+    /// Whether the host may speak TLS or plain HTTP otherwise than `server` has it, which is to be found out.
+    other: bool,
+    transport: Transport,
+}
+
+impl Approach {
+    fn new(reference: &DockerRef, host: &HostConfig, options: &Options) -> Self {
+        let server = host.server.clone().unwrap_or_else(|| usual_server(reference, host, options));
+        let mirror = server.authority != reference.api_host();
+        let insecure = options.insecure && !mirror;
+        let open = reference.is_loopback() && !options.loopback_tls && !host.speaks_tls();
+        let other = host.server.is_none() && !options.plain_http && (open || insecure);
+        let mut transport = transport(host, options);
+        transport.skip_verify |= insecure;
+        Self { server, mirror, other, transport }
+    }
+}
+
+/// The login for one host by one scheme, shared by all that ask it so.
+fn login(
+    reference: &DockerRef,
+    host: &HostConfig,
+    options: &Options,
+    way: &Approach,
+    (tls, base): (bool, &Url),
+) -> Auth {
+    let mut store = Store::new(options);
+    // The login for the registry goes to no mirror.
+    if !way.mirror {
+        store = store.with_own(options.login.clone(), options.token_file.clone());
+    }
+    let site = Site {
+        host: if way.mirror { way.server.authority.clone() } else { reference.host.clone() },
+        repository: reference.repository.clone(),
+        tls,
+        mirror: way.mirror,
+        headers: host.headers.clone(),
+        base: base.clone(),
+    };
+    let key = LoginKey { base: base.to_string(), store: store.clone(), transport: way.transport.clone() };
+    options.shared.login(key, || Auth::new(store, site))
 }
 
 /// The registry by its name, where nothing else is said.

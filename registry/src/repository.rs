@@ -245,6 +245,12 @@ pub(crate) async fn open_for_push(reference: &DockerRef, options: &Options) -> R
     Registry::new(reference, host, options)
 }
 
+/// The registry itself, or what stands for it.
+pub(crate) async fn open_for_login(reference: &DockerRef, options: &Options) -> Result<Registry> {
+    let hosts = load_hosts(reference, options).await?;
+    Registry::new(reference, hosts.last().unwrap_or(&HostConfig::default()), options)
+}
+
 async fn load_hosts(reference: &DockerRef, options: &Options) -> Result<Vec<HostConfig>> {
     let Some(directory) = options.hosts_dir.clone() else {
         return Ok(vec![HostConfig::default()]);

@@ -19,6 +19,9 @@ const MAX_CLIENTS: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
 /// Logins kept: one a repository and host. A node runs some hundred images; one that is dropped logs in again.
 const MAX_LOGINS: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 
+/// Hosts of which it is kept what they were found to speak: a node has a handful on itself.
+const MAX_FOUND: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+
 /// Connections and logins, shared by everything that is opened with clones of the same [`crate::Options`].
 #[derive(Clone)]
 pub struct Shared(Arc<Mutex<State>>);
@@ -26,6 +29,10 @@ pub struct Shared(Arc<Mutex<State>>);
 struct State {
     clients: LruCache<ClientKey, Client>,
     logins: LruCache<LoginKey, Auth>,
+    /// Whether hosts speak TLS, by host and port, where it was found out.
+    found_tls: LruCache<String, bool>,
+    /// Hosts of which it was said that they are insecure.
+    insecure: LruCache<String, ()>,
 }
 
 /// How a host is connected to.
@@ -96,6 +103,20 @@ impl Shared {
         self.state().logins.get_or_insert(key, make).clone()
     }
 
+    /// Whether a host was found to speak TLS, or not to; `None` if it was as expected, or nothing is known.
+    pub(crate) fn found_tls(&self, authority: &str) -> Option<bool> {
+        self.state().found_tls.get(authority).copied()
+    }
+
+    pub(crate) fn find_tls(&self, authority: &str, tls: bool) {
+        self.state().found_tls.put(authority.to_owned(), tls);
+    }
+
+    /// Whether nobody was told yet that a host is insecure.
+    pub(crate) fn is_first_insecure(&self, authority: &str) -> bool {
+        self.state().insecure.put(authority.to_owned(), ()).is_none()
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -103,7 +124,12 @@ impl Shared {
 
 impl Default for Shared {
     fn default() -> Self {
-        let state = State { clients: LruCache::new(MAX_CLIENTS), logins: LruCache::new(MAX_LOGINS) };
+        let state = State {
+            clients: LruCache::new(MAX_CLIENTS),
+            logins: LruCache::new(MAX_LOGINS),
+            found_tls: LruCache::new(MAX_FOUND),
+            insecure: LruCache::new(MAX_FOUND),
+        };
         Self(Arc::new(Mutex::new(state)))
     }
 }

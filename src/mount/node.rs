@@ -52,6 +52,7 @@ pub(super) fn mount(args: &Args, global: &Global, daemon: &Client) -> anyhow::Re
             daemon.socket().display()
         );
     }
+    global.refuse_creds("the node daemon")?;
     let global = global.absolute()?;
     if let Some(dir) = global.given_state_dir() {
         let version = daemon.version()?;
@@ -97,6 +98,7 @@ fn request(args: &Args, global: &Global) -> anyhow::Result<MountRequest> {
         outage_limit: args.data.outage_limit,
         registry: RegistryOptions {
             plain_http: global.plain_http,
+            insecure: global.insecure,
             ca: global.ca.clone(),
             authfile: global.authfile.clone().or_else(credentials),
             token_file: global.token_file.clone(),
@@ -108,12 +110,9 @@ fn request(args: &Args, global: &Global) -> anyhow::Result<MountRequest> {
 
 /// This user's credentials file, which the daemon's own environment does not lead to. What is missing is left to the daemon.
 fn credentials() -> Option<PathBuf> {
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let named = variable("REGISTRY_AUTH_FILE").and_then(|path| std::path::absolute(path).ok());
-    let docker = variable("DOCKER_CONFIG").or_else(|| variable("HOME").map(|home| home.join(".docker")));
-    let usual = docker.map(|dir| dir.join("config.json")).and_then(|path| std::path::absolute(path).ok());
-    let containers = variable("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json"));
-    named.or_else(|| usual.into_iter().chain(containers).find(|path| is_readable(path)))
+    let named = std::env::var_os("REGISTRY_AUTH_FILE").filter(|value| !value.is_empty()).map(PathBuf::from);
+    let usual = || lazo_registry::login_files().into_iter().find(|path| is_readable(path));
+    named.or_else(usual).and_then(|path| std::path::absolute(path).ok())
 }
 
 fn is_readable(path: &Path) -> bool {

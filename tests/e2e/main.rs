@@ -15,6 +15,7 @@ mod images;
 mod interop;
 mod lazy;
 mod load;
+mod logins;
 mod metrics;
 mod mirrors;
 mod mount;

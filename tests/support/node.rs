@@ -1,6 +1,7 @@
 //! A node daemon of a test's own.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     path::PathBuf,
     process::{Child, Stdio},
@@ -38,10 +39,16 @@ impl<'a> Node<'a> {
 
     /// One with this configuration.
     pub(crate) fn with(scratch: &'a Scratch, config: &str) -> Self {
+        Self::with_environment(scratch, config, &[])
+    }
+
+    /// The same with variables in its environment.
+    pub(crate) fn with_environment(scratch: &'a Scratch, config: &str, environment: &[(&str, &OsStr)]) -> Self {
         let file = scratch.join("lazo.toml");
         fs::write(&file, config).expect("the configuration");
         let log = File::options().create(true).append(true).open(scratch.join("daemon.log")).expect("the log");
         let mut command = scratch.lazo(["daemon", "--config"]);
+        command.envs(environment.iter().copied());
         command.arg(file).stdout(Stdio::null()).stderr(log);
         let mut node = Self { scratch, process: command.spawn().expect("lazo daemon") };
         until("the daemon answers", || {

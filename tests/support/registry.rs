@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Scratch, skopeo_copy};
+use super::{Scratch, skopeo_copy, stdout_of};
 
 /// How long the registry may take to start.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -52,12 +52,31 @@ impl Registry {
         Self::with(scratch, name, &format!("auth:\n  htpasswd: {{realm: test, path: {}}}\n", file.display()))
     }
 
+    /// One that wants [`USER`] and speaks TLS, with a certificate that is its own authority; also where that is.
+    pub(crate) fn with_tls(scratch: &Scratch, name: &str) -> (Self, PathBuf) {
+        let [certificate, key] = ["crt", "key"].map(|ending| scratch.join(&format!("{name}.{ending}")));
+        let mut command = Command::new("openssl");
+        command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]);
+        command.args(["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]);
+        stdout_of(command.arg("-out").arg(&certificate).arg("-keyout").arg(&key));
+        let passwords = scratch.join(&format!("{name}.htpasswd"));
+        fs::write(&passwords, HTPASSWD).expect("the password file");
+        let login = format!("auth:\n  htpasswd: {{realm: test, path: {}}}\n", passwords.display());
+        let tls = [("REGISTRY_HTTP_TLS_CERTIFICATE", &*certificate), ("REGISTRY_HTTP_TLS_KEY", &*key)];
+        (Self::spawn(scratch, name, &scratch.dir(name), &login, &tls), certificate)
+    }
+
     fn with(scratch: &Scratch, name: &str, more: &str) -> Self {
         Self::over(scratch, name, &scratch.dir(name), more)
     }
 
     /// One whose storage is `directory`. `more`: of its configuration.
     pub(crate) fn over(scratch: &Scratch, name: &str, directory: &Path, more: &str) -> Self {
+        Self::spawn(scratch, name, directory, more, &[])
+    }
+
+    /// The same with variables in its environment, by which it is configured too.
+    fn spawn(scratch: &Scratch, name: &str, directory: &Path, more: &str, environment: &[(&str, &Path)]) -> Self {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port").port();
         let host = format!("127.0.0.1:{port}");
         let config = format!(
@@ -73,6 +92,7 @@ impl Registry {
         let mut process = Command::new("docker-registry")
             .arg("serve")
             .arg(&file)
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors)

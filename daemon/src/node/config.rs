@@ -105,15 +105,18 @@ settings! {
     /// Places that are asked for data before the image's own registry or layout: "oci:DIR", "https://HOST/PATH/",
     /// "http://HOST/PATH/" or "s3://BUCKET/PREFIX", in this order. Keys of buckets come from the daemon's environment.
     sources: Vec<String> = Vec::new(), default "[]";
-    /// Talk plain HTTP to registries. Loopback hosts are talked to so in any case.
+    /// Talk plain HTTP to registries, always. Otherwise it is for loopback hosts only, as long as they do not turn out to speak TLS.
     plain_http: bool = false, default "false";
+    /// Accept any certificate of the registries that images name, and speak plain HTTP where they have no TLS. For mirrors, and for a single
+    /// registry, a hosts.toml says so (skip_verify).
+    insecure: bool = false, default "false";
     /// Follow redirects that others could forge: from https to plain http, and from a plain-HTTP host to another host. Content is
     /// verified in any case; what is at stake is which servers this machine asks. A hosts.toml can say so for one host.
     insecure_redirects: bool = false, default "false";
     /// CA certificates (PEM files) to trust besides the system's.
     ca: Vec<PathBuf> = Vec::new(), default "[]";
     /// Registry credentials, in the format of docker's config.json, read anew when they are needed. If not set:
-    /// what the daemon's environment names, as docker and podman look for it.
+    /// what the daemon's environment names, as docker and podman look for it, without HOME in the home directory of its user.
     authfile: Option<PathBuf> = None, example r#""/etc/lazo/auth.json""#;
     /// A file with a bearer token for images' registries, read anew whenever a token is needed; comes before authfile.
     token_file: Option<PathBuf> = None, example r#""/run/secrets/registry-token""#;
@@ -215,6 +218,7 @@ impl Config {
     pub fn registry_options(&self) -> Options {
         Options {
             plain_http: self.plain_http,
+            insecure: self.insecure,
             insecure_redirects: self.insecure_redirects,
             extra_ca: self.ca.clone(),
             auth_file: self.authfile.clone(),

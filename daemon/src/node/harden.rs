@@ -2,9 +2,10 @@
 //!
 //! | process | capabilities | may write to | system calls |
 //! |---|---|---|---|
-//! | supervisor | those of the other two together, and to give them up | | |
+//! | supervisor | those of the others together, and to give them up | | |
 //! | worker | to read any file | what it is told | none that mounts, debugs, loads code into the kernel, or changes the machine |
 //! | mounter | to mount, and what is done in an overlay | | the same, but for mounts |
+//! | helpers | to read any file | | as the worker's, but for keys |
 //!
 //! What the kernel or whoever started us does not allow is left out, with a line in the log. Rights belong to threads: all
 //! this is done before there is a second one.
@@ -53,7 +54,6 @@ const OPEN_FILES: u64 = 1 << 20;
 /// System calls that none of the processes makes, nor a program that one of them starts.
 const NEVER: &[i64] = &[
     libc::SYS_acct,
-    libc::SYS_add_key,
     libc::SYS_bpf,
     libc::SYS_chroot,
     libc::SYS_clock_adjtime,
@@ -66,7 +66,6 @@ const NEVER: &[i64] = &[
     libc::SYS_io_uring_setup,
     libc::SYS_kcmp,
     libc::SYS_kexec_load,
-    libc::SYS_keyctl,
     libc::SYS_open_by_handle_at,
     libc::SYS_perf_event_open,
     libc::SYS_pidfd_getfd,
@@ -76,7 +75,6 @@ const NEVER: &[i64] = &[
     libc::SYS_ptrace,
     libc::SYS_quotactl,
     libc::SYS_reboot,
-    libc::SYS_request_key,
     libc::SYS_setdomainname,
     libc::SYS_sethostname,
     libc::SYS_setns,
@@ -87,6 +85,9 @@ const NEVER: &[i64] = &[
     libc::SYS_userfaultfd,
     libc::SYS_vhangup,
 ];
+
+/// System calls that only credential helpers make: tickets and passwords may be in the kernel's keyrings.
+const KEYS: &[i64] = &[libc::SYS_add_key, libc::SYS_keyctl, libc::SYS_request_key];
 
 /// System calls that only the mounter makes.
 const MOUNTING: &[i64] = &[
@@ -140,6 +141,22 @@ pub(super) fn mounter() -> io::Result<()> {
     Ok(())
 }
 
+/// For the process that runs credential helpers. They write below the home directory and where else they like.
+///
+/// # Errors
+/// When there is a second thread.
+pub(super) fn helpers() -> io::Result<()> {
+    check_single_thread()?;
+    helpers_thread();
+    Ok(())
+}
+
+fn helpers_thread() {
+    umask(Mode::RWXG | Mode::RWXO);
+    keep(WORKER);
+    limit_calls(&[NEVER, MOUNTING]);
+}
+
 fn worker_thread(writable: &[&Path]) {
     umask(Mode::RWXG | Mode::RWXO);
     raise_open_files();
@@ -150,7 +167,7 @@ fn worker_thread(writable: &[&Path]) {
         Err(error) => tracing::warn!(%error, "cannot limit where files are written (Landlock)"),
     }
     keep(WORKER);
-    limit_calls(&[NEVER, MOUNTING]);
+    limit_calls(&[NEVER, MOUNTING, KEYS]);
 }
 
 /// Of the calling thread and those that it starts.
@@ -158,7 +175,7 @@ pub(super) fn mounter_thread() {
     umask(Mode::RWXG | Mode::RWXO);
     raise_open_files();
     keep(MOUNTER);
-    limit_calls(&[NEVER]);
+    limit_calls(&[NEVER, KEYS]);
 }
 
 fn check_single_thread() -> io::Result<()> {
@@ -276,6 +293,12 @@ mod tests {
     }
 
     #[test]
+    fn helpers_can_write_anywhere_and_not_mount() {
+        let dir = tempfile::tempdir().unwrap();
+        in_process("helpers_process", dir.path());
+    }
+
+    #[test]
     fn a_mounter_can_mount_and_little_else() {
         let dir = tempfile::tempdir().unwrap();
         in_process("mounter_process", dir.path());
@@ -354,6 +377,20 @@ mod tests {
         assert_eq!(code(other.kill().unwrap_err()), libc::EPERM, "it was started before");
         drop(other.stdin.take());
         other.wait().unwrap();
+    }
+
+    #[test]
+    #[ignore = "the process of another test"]
+    fn helpers_process() {
+        let dir = test_dir();
+        helpers_thread();
+        check_capabilities(WORKER);
+        assert_eq!((status("NoNewPrivs"), status("Seccomp"), status("Umask")), ("1".into(), "2".into(), "0077".into()));
+        fs::write(dir.join("cache"), "x").unwrap();
+        let touch = Command::new("touch").arg(dir.join("file")).status().unwrap();
+        assert!(touch.success());
+        assert_eq!(rustix::mount::mount_bind(&dir, &dir), Err(Errno::PERM));
+        assert!(!Command::new("unshare").args(["--mount", "true"]).stderr(Stdio::null()).status().unwrap().success());
     }
 
     #[test]

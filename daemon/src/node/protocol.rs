@@ -90,6 +90,8 @@ pub enum Writable {
 pub struct RegistryOptions {
     /// Plain HTTP, for hosts that are not loopback, too.
     pub plain_http: bool,
+    /// Any certificate of the registry that the image names, and plain HTTP where it has no TLS.
+    pub insecure: bool,
     /// CA certificates (PEM files) to trust besides the daemon's.
     pub ca: Vec<PathBuf>,
     /// Registry credentials, in the format of docker's `config.json`.

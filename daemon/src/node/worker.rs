@@ -50,6 +50,7 @@ use crate::node::protocol::{
     ApiError, ErrorKind, Health, ImageInfo, MountInfo, MountRequest, SOCKET, Served, StopInfo, UpgradeInfo,
 };
 use crate::node::supervisor::Begin;
+use crate::node::helpers::{self, Helpers};
 use crate::node::{handover, harden};
 use crate::private::make_private_dir;
 use crate::serve::runtime;
@@ -107,6 +108,8 @@ struct Worker {
     runtime: Handle,
     keeper: Keeper,
     mounter: Mounter,
+    /// Runs credential helpers.
+    helpers: Helpers,
     state: State,
     /// Room for registries' images that are being opened by their names.
     named: Shares,
@@ -159,6 +162,7 @@ pub(super) fn run() -> Result<()> {
     let _alive = handover::lock_worker(&config.run_dir).map_err(Error::io::<io::Error>("begin to serve"))?;
     // With all rights, and before there are threads, which would keep theirs.
     let starting = Starting::spawn(&config.run_dir).map_err(Error::io::<io::Error>("start the process that mounts"))?;
+    let helpers = helpers::Starting::spawn().map_err(Error::io::<io::Error>("start the process for credential helpers"))?;
     let access = Access::new(config).map_err(Error::io::<io::Error>("use the configuration's control_group"))?;
     let listener = listener(config, &keeper, files.remove(CONTROL), &access)?;
     harden::worker(&writable(config)).map_err(Error::io::<io::Error>("give up rights"))?;
@@ -166,7 +170,8 @@ pub(super) fn run() -> Result<()> {
     let (wish, wishes) = mpsc::unbounded_channel();
     keeper.listen(wish.clone()).map_err(Error::io::<io::Error>("start a thread"))?;
     let mounter = starting.connect().map_err(Error::io::<io::Error>("start threads"))?;
-    let worker = Arc::new(Worker::new(keeper, begin, mounter, wish, runtime.handle().clone())?);
+    let helpers = helpers.connect().map_err(Error::io::<io::Error>("start threads"))?;
+    let worker = Arc::new(Worker::new(keeper, begin, (mounter, helpers), wish, runtime.handle().clone())?);
     let code = match runtime.block_on(worker.serve(files, wishes, listener, access)) {
         Ok(End::Replaced) => 0,
         Ok(End::Ended) => ENDED,
@@ -224,7 +229,7 @@ impl Worker {
     fn new(
         keeper: Keeper,
         begin: Begin,
-        mounter: Mounter,
+        (mounter, helpers): (Mounter, Helpers),
         wish: mpsc::UnboundedSender<Wish>,
         runtime: Handle,
     ) -> Result<Self> {
@@ -240,13 +245,17 @@ impl Worker {
             .map_err(|error| Error::io("use a source of the configuration")(io::Error::other(error)))?;
         Ok(Self {
             sources,
-            registry: config.registry_options(),
+            registry: Options {
+                helpers: lazo_registry::Helpers::by(helpers.clone()),
+                ..config.registry_options()
+            },
             metrics,
             cache,
             bounds: Bounds::default(),
             runtime,
             keeper,
             mounter,
+            helpers,
             state,
             named: Shares::new(MAX_NAMED, MAX_NAMED_OF_A_PLACE),
             local: Shares::new(MAX_LOCAL, MAX_LOCAL_OF_A_PLACE),

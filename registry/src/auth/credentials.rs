@@ -3,36 +3,26 @@
 //! Nothing is cached: files and helpers are asked again whenever a token is renewed, so that a new login counts
 //! without a restart.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    path::PathBuf,
-    process::{ExitStatus, Stdio},
-    time::Duration,
-};
+use std::{collections::HashMap, fmt, path::PathBuf};
 
 use base64::{Engine, engine::general_purpose};
 use serde::Deserialize;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 
+use super::helper::{self, Helpers, home};
 use crate::{
     error::{Error, Result},
     options::Options,
     reference::DOCKER_HUB,
 };
 
-/// Longest wait for a credential helper. Those of clouds ask a server, and take some seconds.
-const HELPER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Most bytes read from a helper, or from a credentials file.
-const MAX_HELPER_OUTPUT: u64 = 64 * 1024;
-const MAX_FILE: u64 = 4 << 20;
+/// Most bytes read from a credentials file.
+pub(super) const MAX_FILE: u64 = 4 << 20;
 /// Under which docker keeps the login for Docker Hub.
-const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
-/// The user name by which a helper says that the secret is an identity token.
-const TOKEN_USER: &str = "<token>";
+pub(super) const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 
 /// A text that is never shown.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Secret(String);
 
@@ -53,6 +43,27 @@ impl fmt::Debug for Secret {
     }
 }
 
+/// A user name and a password. It never shows the latter.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Login {
+    pub(crate) user: String,
+    pub(crate) password: Secret,
+}
+
+impl Login {
+    /// A login by these.
+    #[must_use]
+    pub fn new(user: impl Into<String>, password: impl Into<String>) -> Self {
+        Self { user: user.into(), password: Secret::new(password.into()) }
+    }
+
+    /// The user's name.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+}
+
 /// How to log in to a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Credentials {
@@ -65,9 +76,11 @@ pub(crate) enum Credentials {
 }
 
 /// The files to look into, in order; the first that knows the host wins.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(crate) struct Store {
-    /// A file with nothing but a token, which comes first.
+    /// A login that was given, which comes first.
+    login: Option<Login>,
+    /// A file with nothing but a token, which comes next.
     token_file: Option<PathBuf>,
     /// A file of other people's logins, which may be missing; before the others, as it names single repositories.
     kept: Option<PathBuf>,
@@ -95,34 +108,26 @@ struct Entry {
     registrytoken: Option<Secret>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct HelperAnswer {
-    username: String,
-    secret: Secret,
-}
-
 impl Store {
     /// From the options, else from the environment.
     pub(crate) fn new(options: &Options) -> Self {
-        let env = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let kept = options.kept_auth_file.clone();
-        if let Some(file) = options.auth_file.clone().or_else(|| env("REGISTRY_AUTH_FILE")) {
-            return Self { token_file: None, kept, files: vec![file], required: true };
+        let (kept, usual) = (options.kept_auth_file.clone(), Self { files: login_files(), ..Self::default() });
+        match named_file(options) {
+            Some(file) => Self { kept, files: vec![file], required: true, ..usual },
+            None => Self { kept, ..usual },
         }
-        let docker = env("DOCKER_CONFIG").or_else(|| env("HOME").map(|home| home.join(".docker")));
-        let containers = env("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json"));
-        let files = docker.map(|dir| dir.join("config.json")).into_iter().chain(containers).collect();
-        Self { token_file: None, kept, files, required: false }
     }
 
-    /// The same with a file that holds a token.
-    pub(crate) fn with_token_file(self, token_file: Option<PathBuf>) -> Self {
-        Self { token_file, ..self }
+    /// The same with what is for one registry only: a login, or a file that holds a token. They come first.
+    pub(crate) fn with_own(self, login: Option<Login>, token_file: Option<PathBuf>) -> Self {
+        Self { login, token_file, ..self }
     }
 
     /// The credentials for a repository, if any are kept.
-    pub(crate) async fn find(&self, host: &str, repository: &str) -> Result<Option<Credentials>> {
+    pub(crate) async fn find(&self, host: &str, repository: &str, helpers: &Helpers) -> Result<Option<Credentials>> {
+        if let Some(Login { user, password }) = self.login.clone() {
+            return Ok(Some(Credentials::Password { user, password }));
+        }
         let failed = |path: &PathBuf, reason: String| Error::Credentials {
             host: host.to_owned(),
             reason: format!("{}: {reason}", path.display()),
@@ -147,12 +152,40 @@ impl Store {
                 }
                 Err(e) => return Err(fail(e.to_string())),
             };
-            if let Some(found) = file.find(host, repository).await.map_err(fail)? {
+            if let Some(found) = file.find(host, repository, helpers).await.map_err(fail)? {
                 return Ok(Some(found));
             }
         }
         Ok(None)
     }
+}
+
+/// An environment variable that is set to something.
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+/// The file that is named in place of docker's and podman's own.
+pub(super) fn named_file(options: &Options) -> Option<PathBuf> {
+    options.auth_file.clone().or_else(|| variable("REGISTRY_AUTH_FILE"))
+}
+
+/// Where docker keeps its logins, if anywhere: `$DOCKER_CONFIG/config.json` or that below the home directory.
+pub(super) fn docker_file() -> Option<PathBuf> {
+    let directory = variable("DOCKER_CONFIG").or_else(|| home().map(|home| home.join(".docker")));
+    directory.map(|directory| directory.join("config.json"))
+}
+
+/// Where docker and podman keep their logins, by the environment and the password database, in the order in which they are looked
+/// into. None of these files need be there.
+#[must_use]
+pub fn login_files() -> Vec<PathBuf> {
+    let runtime = variable("XDG_RUNTIME_DIR").map(|directory| directory.join("containers"));
+    let runtime = runtime.unwrap_or_else(|| format!("/run/containers/{}", nix::unistd::getuid()).into());
+    let configuration = variable("XDG_CONFIG_HOME").or_else(|| home().map(|home| home.join(".config")));
+    let podman = [Some(runtime), configuration.map(|directory| directory.join("containers"))];
+    let podman = podman.into_iter().flatten().map(|directory| directory.join("auth.json"));
+    docker_file().into_iter().chain(podman).collect()
 }
 
 async fn read_bounded(path: &PathBuf) -> std::io::Result<Vec<u8>> {
@@ -171,10 +204,15 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<File, String> {
 }
 
 impl File {
-    async fn find(&self, host: &str, repository: &str) -> Result<Option<Credentials>, String> {
+    async fn find(
+        &self,
+        host: &str,
+        repository: &str,
+        helpers: &Helpers,
+    ) -> Result<Option<Credentials>, String> {
         let server = if host == DOCKER_HUB { DOCKER_HUB_KEY } else { host };
         for helper in self.helpers(host) {
-            if let Some(found) = ask_helper(helper, server).await? {
+            if let Some(found) = helper::get(helpers, helper, server).await? {
                 return Ok(Some(found));
             }
         }
@@ -190,7 +228,7 @@ impl File {
     /// The programs to ask for a host, in order; `Err` for one that cannot be asked.
     #[cfg(any(test, fuzzing))]
     pub(crate) fn programs(&self, host: &str) -> Vec<Result<String, String>> {
-        self.helpers(host).map(helper_program).collect()
+        self.helpers(host).map(helper::program).collect()
     }
 
     /// The credentials in the file itself.
@@ -216,7 +254,7 @@ impl File {
 }
 
 /// The host of a key, which may be a URL: `https://index.docker.io/v1/` is `docker.io`.
-fn hostname(key: &str) -> &str {
+pub(super) fn hostname(key: &str) -> &str {
     let is_url = key.contains("://");
     let bare = key.trim_start_matches("https://").trim_start_matches("http://");
     let host = match bare.split_once('/') {
@@ -260,68 +298,8 @@ fn decode(auth: &Secret) -> Result<Credentials, String> {
     Ok(Credentials::Password { user: user.to_owned(), password })
 }
 
-/// `docker-credential-NAME`, which is looked for in PATH.
-fn helper_program(name: &str) -> Result<String, String> {
-    if !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)) {
-        return Err(format!("bad credential helper name {name:?}"));
-    }
-    Ok(format!("docker-credential-{name}"))
-}
-
-/// Runs `docker-credential-NAME get`. Neither what it prints nor its complaints are passed on.
-async fn ask_helper(name: &str, server: &str) -> Result<Option<Credentials>, String> {
-    let program = helper_program(name)?;
-    let (status, output) = match tokio::time::timeout(HELPER_TIMEOUT, run_helper(&program, server)).await {
-        Ok(Ok(done)) => done,
-        Ok(Err(e)) => return Err(format!("cannot run {program}: {e}")),
-        Err(_) => return Err(format!("{program} did not answer within {HELPER_TIMEOUT:?}")),
-    };
-    understand(&program, status, &output)
-}
-
-/// What a helper answers: it ends well with a login, or fails and says that it has none.
-pub(crate) fn understand(program: &str, status: ExitStatus, output: &[u8]) -> Result<Option<Credentials>, String> {
-    if !status.success() {
-        // The protocol's way of saying "no such login".
-        if String::from_utf8_lossy(output).contains("credentials not found") {
-            return Ok(None);
-        }
-        return Err(format!("{program} failed ({status}); run `{program} get` by hand to see why"));
-    }
-    let answer: HelperAnswer = serde_json::from_slice(output).map_err(|_| format!("{program} gave no valid answer"))?;
-    Ok(match (answer.username.as_str(), answer.secret) {
-        (_, secret) if secret.0.is_empty() => None,
-        (TOKEN_USER, secret) => Some(Credentials::Identity(secret)),
-        (user, password) => Some(Credentials::Password { user: user.to_owned(), password }),
-    })
-}
-
-async fn run_helper(program: &str, server: &str) -> std::io::Result<(ExitStatus, Vec<u8>)> {
-    let mut child = tokio::process::Command::new(program)
-        .arg("get")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
-        match stdin.write_all(server.as_bytes()).await {
-            // A helper may answer without having read the name.
-            Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => return Err(e),
-            _ => {}
-        }
-    }
-    let mut output = Vec::new();
-    if let Some(stdout) = child.stdout.take() {
-        stdout.take(MAX_HELPER_OUTPUT).read_to_end(&mut output).await?;
-    }
-    Ok((child.wait().await?, output))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     fn password(user: &str, password: &str) -> Option<Credentials> {
@@ -331,9 +309,8 @@ mod tests {
     async fn find(json: &str, host: &str, repository: &str) -> Result<Option<Credentials>> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), json).unwrap();
-        Store { token_file: None, kept: None, files: vec![file.path().to_owned()], required: true }
-            .find(host, repository)
-            .await
+        let store = Store { files: vec![file.path().to_owned()], required: true, ..Store::default() };
+        store.find(host, repository, &Helpers::default()).await
     }
 
     const AUTHS: &str = r#"{"auths":{
@@ -381,39 +358,9 @@ mod tests {
         assert!(!shown.contains("secret-text"), "{shown}");
         assert_eq!(find("", "h", "a").await.unwrap(), None);
         let missing =
-            |required| Store { token_file: None, kept: None, files: vec!["/nonexistent/config.json".into()], required };
-        assert_eq!(missing(false).find("h", "a").await.unwrap(), None);
-        assert!(missing(true).find("h", "a").await.is_err());
-    }
-
-    /// Puts a helper on PATH under a name that only this test uses.
-    fn helper(name: &str, script: &str) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(format!("docker-credential-{name}"));
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        dir
-    }
-
-    async fn ask(script: &str, server: &str) -> Result<Option<Credentials>, String> {
-        let dir = helper("t", script);
-        let program = dir.path().join("docker-credential-t");
-        let (status, output) = run_helper(program.to_str().unwrap(), server).await.unwrap();
-        understand("docker-credential-t", status, &output)
-    }
-
-    #[tokio::test]
-    async fn asks_helpers() {
-        let echo = r#"read s; printf '{"Username":"u","Secret":"for-%s"}' "$s""#;
-        assert_eq!(ask(echo, "h.example").await.unwrap(), password("u", "for-h.example"));
-        let token = r#"printf '{"Username":"<token>","Secret":"r"}'"#;
-        assert_eq!(ask(token, "h").await.unwrap(), Some(Credentials::Identity(Secret::new("r".into()))));
-        let none = "echo credentials not found in native keychain; exit 1";
-        assert_eq!(ask(none, "h").await.unwrap(), None);
-        let fails = ask("echo secret-text; exit 3", "h").await.unwrap_err();
-        assert!(fails.contains("docker-credential-t failed") && !fails.contains("secret-text"), "{fails}");
-        let garbage = ask("echo secret-text", "h").await.unwrap_err();
-        assert!(garbage.contains("no valid answer") && !garbage.contains("secret-text"), "{garbage}");
+            |required| Store { files: vec!["/nonexistent/config.json".into()], required, ..Store::default() };
+        assert_eq!(missing(false).find("h", "a", &Helpers::default()).await.unwrap(), None);
+        assert!(missing(true).find("h", "a", &Helpers::default()).await.is_err());
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! What may be kept and sent where, and odd answers.
 
-use super::*;
+use super::{token::LONGEST_LIFETIME, *};
 use crate::options::Options;
 
 fn auth(tls: bool) -> Auth {

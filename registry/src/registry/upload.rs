@@ -200,7 +200,7 @@ impl Registry {
     }
 
     fn broken_off(&self, what: &str, reason: String) -> Error {
-        Error::transport(what, &self.0.base, std::io::Error::other(reason))
+        Error::transport(what, &self.0.faces.now().base, std::io::Error::other(reason))
     }
 
     /// One PATCH; where to go on, and how many bytes the registry holds now.

@@ -21,6 +21,7 @@ use crate::{
         server::{Reply, Server},
     },
     docker_registry::{certificates, certificates_for},
+    tls::self_signed,
 };
 
 /// Holds the reference to look at, in the child.
@@ -59,6 +60,94 @@ async fn trusts_the_authorities_of_ssl_cert_file() {
     Image::sample().write(&reference, &trusting).await;
     let ca = file("ca.pem");
     again("trusts_the_authorities_of_ssl_cert_file", &reference, &[("SSL_CERT_FILE", ca.to_str().unwrap())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_systems_authorities_vouch_for_others_only() {
+    if let Some(reference) = subject() {
+        let options = Options { loopback_tls: true, ..Options::default() };
+        let error = Source::open(&reference, &options).await.unwrap().root().await.unwrap_err();
+        assert_eq!(error.kind(), lazo_registry::ErrorKind::Untrusted, "{error}");
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let pair = self_signed(directory.path(), "own", &["subjectAltName=IP:127.0.0.1"]);
+    let certificate = pair.certificate.to_str().unwrap().to_owned();
+    let registry = Registry::with(&Setup { tls: Some((pair.certificate, pair.key)), ..Setup::default() });
+    let name = "the_systems_authorities_vouch_for_others_only";
+    again(name, &registry.reference("app:1"), &[("SSL_CERT_FILE", certificate.as_str())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_insecure_registry_may_speak_plain_http() {
+    let options = Options { attempts: 1, ..Options::default() };
+    if let Some(reference) = subject() {
+        let error = Source::open(&reference, &options).await.unwrap().root().await.unwrap_err().to_string();
+        assert!(error.contains("does not speak TLS") && error.contains("--plain-http"), "{error}");
+        let insecure = Options { insecure: true, ..options };
+        let source = Source::open(&reference, &insecure).await.unwrap();
+        source.root().await.unwrap();
+        source.root().await.unwrap();
+        return;
+    }
+    let manifest = Image::new("amd64", &[], lazo_format::Algorithm::Sha256).manifest;
+    let registry = Server::start(move |_| {
+        Reply::ok(manifest.bytes.clone()).with("content-type", manifest.descriptor.media_type())
+    })
+    .await;
+    // Whoever asks the proxy for TLS comes to a server that has none.
+    let (tunnel, asked) = connect_proxy(registry.address.to_string()).await;
+    let (tunnel, plain) = (format!("http://{tunnel}"), format!("http://{}", registry.address));
+    let reference: ImageRef = "docker://registry.invalid:5000/app:1".parse().unwrap();
+    let mut variables = vec![("HTTPS_PROXY", tunnel.as_str()), ("HTTP_PROXY", &plain), ("http_proxy", &plain)];
+    variables.extend([("NO_PROXY", ""), ("no_proxy", "")]);
+    again("an_insecure_registry_may_speak_plain_http", &reference, &variables);
+    // Once without leave to, once to find it out, and never again.
+    assert_eq!(asked.lock().unwrap().len(), 2);
+    let hosts: Vec<String> = registry.seen().iter().map(|seen| seen.header("host").to_owned()).collect();
+    assert_eq!(hosts, ["registry.invalid:5000"; 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn finds_the_home_directory_without_an_environment() {
+    if let Some(reference) = subject() {
+        Image::sample().check(&open(&reference).await).await;
+        return;
+    }
+    let registry = Registry::with(&Setup { basic_auth: true, ..Setup::default() });
+    let reference = registry.reference("private:1");
+    let login = Options { login: Some(lazo_registry::Login::new(USER, PASSWORD)), ..Options::default() };
+    Image::sample().write(&reference, &login).await;
+    let home = tempfile::tempdir().unwrap();
+    let passwd = home.path().join("passwd");
+    fs::write(&passwd, format!("root:x:0:0:root:{}:/bin/sh\n", home.path().display())).unwrap();
+    let entry = format!(r#"{{"auths":{{"{}":{{"username":"{USER}","password":"{PASSWORD}"}}}}}}"#, registry.address);
+    let helper = "#!/bin/sh\ncat \"$HOME/kept\"\n";
+    let kept = format!(r#"{{"Username":"{USER}","Secret":"{PASSWORD}"}}"#);
+    let program = home.path().join("docker-credential-home");
+    for (path, content) in [(home.path().join("kept"), kept.as_str()), (program.clone(), helper)] {
+        fs::write(path, content).unwrap();
+    }
+    fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
+    for (file, content) in [
+        (".docker/config.json", entry.as_str()),
+        (".config/containers/auth.json", &entry),
+        (".docker/config.json", r#"{"credsStore":"home"}"#),
+    ] {
+        let file = home.path().join(file);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(&file, content).unwrap();
+        // With another password database, which only this process sees.
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/passwd && exec \"$@\""]);
+        command.arg(&passwd).arg(std::env::current_exe().unwrap());
+        command.args(["--exact", "environment::finds_the_home_directory_without_an_environment"]);
+        command.env_clear().env("PATH", format!("{}:{}", home.path().display(), std::env::var("PATH").unwrap()));
+        let output = command.env(SUBJECT, reference.to_string()).output().unwrap();
+        assert!(output.status.success(), "{content}: {}", String::from_utf8_lossy(&output.stdout));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+        fs::remove_file(&file).unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,6 +8,8 @@ mod endpoints;
 mod environment;
 mod failures;
 mod layouts;
+mod keeping;
 mod logins;
 mod mirrors;
 mod redirects;
+mod tls;

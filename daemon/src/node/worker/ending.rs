@@ -76,6 +76,10 @@ impl Worker {
                 () = self.mounter.ended(), if !self.orphaned.load(Ordering::Relaxed) => {
                     return Err(Error::io("go on without the process that mounts")(io::Error::other("it has ended")));
                 }
+                () = self.helpers.ended(), if !self.orphaned.load(Ordering::Relaxed) => {
+                    let ended = io::Error::other("it has ended");
+                    return Err(Error::io("go on without the process for credential helpers")(ended));
+                }
                 Some(wish) = wishes.recv() => match wish {
                     Wish::Stop => {
                         self.finish().await;

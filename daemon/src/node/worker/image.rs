@@ -105,6 +105,7 @@ impl Worker {
         let wanted = &data.registry;
         let mut options = self.registry.clone();
         options.plain_http |= wanted.plain_http;
+        options.insecure |= wanted.insecure;
         options.extra_ca.extend(wanted.ca.iter().cloned());
         if wanted.authfile.is_some() {
             options.auth_file.clone_from(&wanted.authfile);
