@@ -177,7 +177,9 @@ impl Global {
     /// When one was given.
     pub(crate) fn refuse_creds(&self, whom: &str) -> anyhow::Result<()> {
         if self.creds.is_some() {
-            bail!("{whom} needs logins for as long as it runs, and keeps none from --creds: use `lazo login` or --authfile");
+            bail!(
+                "{whom} needs logins for as long as it runs, and keeps none from --creds: use `lazo login` or --authfile"
+            );
         }
         Ok(())
     }

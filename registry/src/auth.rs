@@ -22,12 +22,12 @@ use reqwest::{
 };
 use tokio::{sync::OwnedMutexGuard, task::JoinHandle};
 
+pub(crate) use self::token::{TokenAnswer, bearer, token_server, usable};
 use self::{
     challenge::{Bearer, Challenges},
     credentials::{Credentials, Secret, Store},
     token::{DEFAULT_LIFETIME, basic, question},
 };
-pub(crate) use self::token::{TokenAnswer, bearer, token_server, usable};
 use crate::{
     error::{Error, Result},
     http::{Http, redirect::is_loopback, same_origin},
@@ -401,7 +401,11 @@ impl Inner {
         let header = match credentials {
             Some(Credentials::Password { user, password }) => basic(&user, &password)?,
             Some(_) => return Err(self.denied("it wants user name and password, but a token is kept for it")),
-            None => return Err(self.denied("it wants a login, and none is kept; log in with `lazo login` or `docker login`")),
+            None => {
+                return Err(
+                    self.denied("it wants a login, and none is kept; log in with `lazo login` or `docker login`")
+                );
+            }
         };
         if used == Some(&header) {
             return Err(self.denied("it refuses the user name and password; log in again"));
@@ -435,7 +439,8 @@ impl Inner {
         let what = format!("token for {}", self.site.host);
         let asked = issuer.scope.clone().map(|scope| Scopes(vec![scope]));
         let scopes = asked.as_ref().unwrap_or(scopes);
-        let (mut request, authorization) = question(&what, &issuer.realm, issuer.service.as_deref(), scopes, credentials)?;
+        let (mut request, authorization) =
+            question(&what, &issuer.realm, issuer.service.as_deref(), scopes, credentials)?;
         if same_origin(&issuer.realm, &self.site.base) {
             let own = std::mem::replace(&mut request.headers, self.site.headers.clone());
             request.headers.extend(own);
@@ -444,8 +449,7 @@ impl Inner {
         match response.status() {
             StatusCode::OK => {}
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
-                let kept =
-                    if credentials.is_some() { "the login; log in again" } else { "anonymous access" };
+                let kept = if credentials.is_some() { "the login; log in again" } else { "anonymous access" };
                 return Err(self.denied(&format!("its token server refuses {kept} ({})", response.status())));
             }
             _ => return Err(http.refusal(response, &request.method, &what).await),

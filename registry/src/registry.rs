@@ -117,7 +117,10 @@ impl Registry {
             (true, path) => format!("{}://{authority}{path}", scheme(*tls)),
         };
         if options.insecure && !mirror && options.shared.is_first_insecure(authority) {
-            tracing::warn!(host = authority, "its certificate is not looked at, and plain HTTP is spoken where it has no TLS");
+            tracing::warn!(
+                host = authority,
+                "its certificate is not looked at, and plain HTTP is spoken where it has no TLS"
+            );
         }
         let faces = Faces { usual, other, authority: authority.clone(), shared: options.shared.clone() };
         Ok(Self(Arc::new(Inner {

@@ -29,7 +29,16 @@ fn registry(scratch: &Scratch) -> (Registry, String, String) {
     let (registry, certificate) = Registry::with_tls(scratch, "registry");
     let (image, layout) = (registry.image("app:lazo"), format!("oci:{}:lazo", converted("small", "gzip").display()));
     let mut copy = Command::new("skopeo");
-    copy.args(["copy", "--all", "--preserve-digests", "--dest-tls-verify=false", "--dest-creds", USER, &layout, &image]);
+    copy.args([
+        "copy",
+        "--all",
+        "--preserve-digests",
+        "--dest-tls-verify=false",
+        "--dest-creds",
+        USER,
+        &layout,
+        &image,
+    ]);
     stdout_of(&mut copy);
     (registry, image, certificate.to_str().expect("UTF-8").to_owned())
 }
@@ -164,7 +173,8 @@ fn a_helper_that_writes_below_home_serves_the_daemon() {
     kill_process(helpers, Signal::KILL).expect("it lives");
     wait_for_end(worker);
     until("another worker", || {
-        let health: serde_json::Value = serde_json::from_slice(&output_of(&mut scratch.lazo(["stats", "--json"])).stdout).ok()?;
+        let health: serde_json::Value =
+            serde_json::from_slice(&output_of(&mut scratch.lazo(["stats", "--json"])).stdout).ok()?;
         let pid = health["daemon"]["health"]["worker_pid"].as_i64()?;
         (pid != i64::from(worker.as_raw_nonzero().get())).then_some(())
     });

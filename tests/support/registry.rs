@@ -56,7 +56,17 @@ impl Registry {
     pub(crate) fn with_tls(scratch: &Scratch, name: &str) -> (Self, PathBuf) {
         let [certificate, key] = ["crt", "key"].map(|ending| scratch.join(&format!("{name}.{ending}")));
         let mut command = Command::new("openssl");
-        command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]);
+        command.args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
+            "-days",
+            "2",
+        ]);
         command.args(["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]);
         stdout_of(command.arg("-out").arg(&certificate).arg("-keyout").arg(&key));
         let passwords = scratch.join(&format!("{name}.htpasswd"));

@@ -45,12 +45,12 @@ use crate::endpoint::{Endpoint, MetricsAddr};
 use crate::error::{Error, Result};
 use crate::node::api::{self, Access, Node};
 use crate::node::config::Config;
+use crate::node::helpers::{self, Helpers};
 use crate::node::mounter::{Mounter, Starting};
 use crate::node::protocol::{
     ApiError, ErrorKind, Health, ImageInfo, MountInfo, MountRequest, SOCKET, Served, StopInfo, UpgradeInfo,
 };
 use crate::node::supervisor::Begin;
-use crate::node::helpers::{self, Helpers};
 use crate::node::{handover, harden};
 use crate::private::make_private_dir;
 use crate::serve::runtime;
@@ -162,7 +162,8 @@ pub(super) fn run() -> Result<()> {
     let _alive = handover::lock_worker(&config.run_dir).map_err(Error::io::<io::Error>("begin to serve"))?;
     // With all rights, and before there are threads, which would keep theirs.
     let starting = Starting::spawn(&config.run_dir).map_err(Error::io::<io::Error>("start the process that mounts"))?;
-    let helpers = helpers::Starting::spawn().map_err(Error::io::<io::Error>("start the process for credential helpers"))?;
+    let helpers =
+        helpers::Starting::spawn().map_err(Error::io::<io::Error>("start the process for credential helpers"))?;
     let access = Access::new(config).map_err(Error::io::<io::Error>("use the configuration's control_group"))?;
     let listener = listener(config, &keeper, files.remove(CONTROL), &access)?;
     harden::worker(&writable(config)).map_err(Error::io::<io::Error>("give up rights"))?;
@@ -245,10 +246,7 @@ impl Worker {
             .map_err(|error| Error::io("use a source of the configuration")(io::Error::other(error)))?;
         Ok(Self {
             sources,
-            registry: Options {
-                helpers: lazo_registry::Helpers::by(helpers.clone()),
-                ..config.registry_options()
-            },
+            registry: Options { helpers: lazo_registry::Helpers::by(helpers.clone()), ..config.registry_options() },
             metrics,
             cache,
             bounds: Bounds::default(),

@@ -204,12 +204,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<File, String> {
 }
 
 impl File {
-    async fn find(
-        &self,
-        host: &str,
-        repository: &str,
-        helpers: &Helpers,
-    ) -> Result<Option<Credentials>, String> {
+    async fn find(&self, host: &str, repository: &str, helpers: &Helpers) -> Result<Option<Credentials>, String> {
         let server = if host == DOCKER_HUB { DOCKER_HUB_KEY } else { host };
         for helper in self.helpers(host) {
             if let Some(found) = helper::get(helpers, helper, server).await? {
@@ -357,8 +352,7 @@ mod tests {
         let shown = format!("{:?}", password("user", "secret-text"));
         assert!(!shown.contains("secret-text"), "{shown}");
         assert_eq!(find("", "h", "a").await.unwrap(), None);
-        let missing =
-            |required| Store { files: vec!["/nonexistent/config.json".into()], required, ..Store::default() };
+        let missing = |required| Store { files: vec!["/nonexistent/config.json".into()], required, ..Store::default() };
         assert_eq!(missing(false).find("h", "a", &Helpers::default()).await.unwrap(), None);
         assert!(missing(true).find("h", "a", &Helpers::default()).await.is_err());
     }

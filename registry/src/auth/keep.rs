@@ -280,7 +280,9 @@ mod tests {
         ] {
             assert_eq!((place(text).to_string().as_str(), place(text).key().as_str()), (shown, key), "{text}");
         }
-        for text in ["", "team", "team/app", "h.example/app:1", "h.example/UP", "bad host.example", "h.example/a b", "oci:x"] {
+        for text in
+            ["", "team", "team/app", "h.example/app:1", "h.example/UP", "bad host.example", "h.example/a b", "oci:x"]
+        {
             assert!(text.parse::<Place>().is_err(), "{text}");
         }
     }

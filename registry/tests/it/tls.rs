@@ -126,8 +126,14 @@ async fn a_certificate_that_is_its_own_authority_must_be_good_otherwise() {
         (self_signed(path, "none", &[]), "not for 127.0.0.1, nor for any host"),
         (self_signed(path, "client", &[here, "extendedKeyUsage=clientAuth"]), "other purposes"),
         (self_signed(path, "critical", &[here, "1.2.3.4=critical,ASN1:NULL"]), "not trusted"),
-        (dated(path, "20200102030405Z", "20210102030405Z"), "has expired: it was valid until Sat, 02 Jan 2021 03:04:05 GMT"),
-        (dated(path, "20950102030405Z", "20960102030405Z"), "not valid yet: it will be from Sun, 02 Jan 2095 03:04:05 GMT"),
+        (
+            dated(path, "20200102030405Z", "20210102030405Z"),
+            "has expired: it was valid until Sat, 02 Jan 2021 03:04:05 GMT",
+        ),
+        (
+            dated(path, "20950102030405Z", "20960102030405Z"),
+            "not valid yet: it will be from Sun, 02 Jan 2095 03:04:05 GMT",
+        ),
     ] {
         let reason = refusal(&pair.registry().reference("app:1"), &trusting(&pair.certificate)).await;
         assert!(reason.contains(expected), "{expected}: {reason}");
@@ -167,11 +173,7 @@ async fn a_name_that_the_certificate_lacks_is_told_with_those_that_it_has() {
 async fn a_registry_on_this_machine_is_found_to_speak_tls() {
     let directory = tempfile::tempdir().unwrap();
     let pair = self_signed(directory.path(), "own", &["subjectAltName=IP:127.0.0.1"]);
-    let setup = Setup {
-        basic_auth: true,
-        tls: Some((pair.certificate.clone(), pair.key.clone())),
-        ..Setup::default()
-    };
+    let setup = Setup { basic_auth: true, tls: Some((pair.certificate.clone(), pair.key.clone())), ..Setup::default() };
     let registry = Registry::with(&setup);
     let options = Options {
         extra_ca: vec![pair.certificate.clone()],
@@ -220,7 +222,8 @@ impl Openssl {
         command.arg("-key").arg(&pair.key).current_dir(directory);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let address = lines.find_map(|line| Some(line.strip_prefix("ACCEPT ")?.to_owned())).expect("it says where it listens");
+        let address =
+            lines.find_map(|line| Some(line.strip_prefix("ACCEPT ")?.to_owned())).expect("it says where it listens");
         std::thread::spawn(move || lines.for_each(drop));
         Self(child, address)
     }
@@ -261,7 +264,8 @@ async fn a_server_that_hangs_up_on_plain_http_is_found_to_speak_tls_and_back() {
             if stream.read_exact(&mut first).await.is_err() {
                 continue;
             }
-            let reply: &[u8] = if first == *b"G" { &answer } else { b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n" };
+            let reply: &[u8] =
+                if first == *b"G" { &answer } else { b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n" };
             stream.write_all(reply).await.unwrap();
             stream.shutdown().await.unwrap();
             // What is unread would reset the connection, and take the answer away.
