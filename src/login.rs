@@ -14,8 +14,8 @@ const MAX_PASSWORD: usize = 64 << 10;
 
 /// Check a login with a registry, and keep it where docker and podman find it
 ///
-/// It is kept in --authfile, REGISTRY_AUTH_FILE or docker's config.json, or with the credential helper that this file names; `lazo`, docker,
-/// podman, skopeo and others read it there.
+/// It is kept in --authfile, REGISTRY_AUTH_FILE or docker's config.json, or with the credential helper that this file
+/// names; `lazo`, docker, podman, skopeo and others read it there.
 #[derive(Debug, clap::Args)]
 pub(crate) struct LoginArgs {
     /// The registry, HOST[:PORT]; with a namespace or repository behind it, the login is for that alone

@@ -22,7 +22,7 @@ use reqwest::{
 };
 use tokio::{sync::OwnedMutexGuard, task::JoinHandle};
 
-pub(crate) use self::token::{TokenAnswer, bearer, token_server, usable};
+pub(crate) use self::token::{Scopes, TokenAnswer, bearer, token_server, usable};
 use self::{
     challenge::{Bearer, Challenges},
     credentials::{Credentials, Secret, Store},
@@ -37,30 +37,6 @@ use crate::{
 const MAX_TOKENS: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
 /// Largest answer of a token server, bytes. Tokens that list many rights reach some tens of kilobytes.
 const MAX_TOKEN_ANSWER: u64 = 1 << 20;
-/// Rights that a request needs, in the token specification's words: `repository:NAME:pull,push`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct Scopes(Vec<String>);
-
-impl Scopes {
-    pub(crate) fn pull(repository: &str) -> Self {
-        Self(vec![format!("repository:{repository}:pull")])
-    }
-
-    pub(crate) fn push(repository: &str) -> Self {
-        Self(vec![format!("repository:{repository}:pull,push")])
-    }
-
-    /// To be let in at all, as `/v2/` asks for.
-    pub(crate) fn none() -> Self {
-        Self(Vec::new())
-    }
-
-    pub(crate) fn and(mut self, other: Self) -> Self {
-        self.0.extend(other.0);
-        self
-    }
-}
-
 /// The login to one repository of one host. Clones share it.
 ///
 /// Credentials are read anew for each renewal. Renewals run one at a time and to their end, even when the request that asked
@@ -437,7 +413,7 @@ impl Inner {
         credentials: Option<&Credentials>,
     ) -> Result<TokenAnswer> {
         let what = format!("token for {}", self.site.host);
-        let asked = issuer.scope.clone().map(|scope| Scopes(vec![scope]));
+        let asked = issuer.scope.clone().map(Scopes::asked);
         let scopes = asked.as_ref().unwrap_or(scopes);
         let (mut request, authorization) =
             question(&what, &issuer.realm, issuer.service.as_deref(), scopes, credentials)?;

@@ -1,10 +1,12 @@
 //! Runs credential helpers for the worker, in a process of its own.
 //!
-//! Helpers of clouds keep caches below the home directory, and those of password stores talk to agents there and in `/tmp`. The
-//! worker may write to neither, and nor may what it starts. So it starts this process before it gives up its rights. All that can be
-//! had from it is the answer of `docker-credential-NAME get`, the program being looked for in the daemon's own PATH.
+//! Helpers of clouds keep caches below the home directory, and those of password stores talk to agents there and in
+//! `/tmp`. The worker may write to neither, and nor may what it starts. So it starts this process before it gives up
+//! its rights. All that can be had from it is the answer of `docker-credential-NAME get`, the program being looked for
+//! in the daemon's own PATH.
 //!
-//! The worker sends a [`Question`] with one end of a socket, on which the answer comes. The process ends with the worker.
+//! The worker sends a [`Question`] with one end of a socket, on which the answer comes. The process ends with the
+//! worker.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -26,7 +28,8 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use super::{harden, link};
 use crate::error::{Error, Result};
 
-/// Helpers that run at a time; others wait for their turn. Each is a program with a share of the daemon's memory and processes.
+/// Helpers that run at a time; others wait for their turn. Each is a program with a share of the daemon's memory and
+/// processes.
 const MAX_RUNNING: usize = 16;
 
 /// Longest answer in bytes: JSON of what the registry crate reads of a helper, each byte in up to four characters.
@@ -62,8 +65,8 @@ impl Starting {
         Ok(Self { link, child })
     }
 
-    /// Starts the thread that notices its end: to be called when this process has given up its rights, as threads that are there
-    /// before keep theirs.
+    /// Starts the thread that notices its end: to be called when this process has given up its rights, as threads that
+    /// are there before keep theirs.
     pub(super) fn connect(self) -> io::Result<Helpers> {
         let Self { link, mut child } = self;
         let (tell_ended, ended) = watch::channel(false);
@@ -86,7 +89,8 @@ pub(super) struct Helpers {
 }
 
 impl Helpers {
-    /// Waits until the process has ended: this one, which could not start another with its rights, has to be replaced then.
+    /// Waits until the process has ended: this one, which could not start another with its rights, has to be replaced
+    /// then.
     pub(super) async fn ended(&self) {
         let mut ended = self.ended.clone();
         // An error: the thread that tells is gone, and so is the process.

@@ -167,7 +167,8 @@ pub(crate) fn understand(program: &str, outcome: &HelperOutcome) -> Result<Optio
     })
 }
 
-/// Runs `docker-credential-NAME get` for a server, in this process and with its environment. HOME is set for it if it is not.
+/// Runs `docker-credential-NAME get` for a server, in this process and with its environment. HOME is set for it if it
+/// is not.
 ///
 /// # Errors
 /// When the name is none, there is no such program, or it takes longer than [`HELPER_TIMEOUT`].
@@ -226,7 +227,8 @@ async fn drain(from: Option<impl AsyncRead + Unpin>, kept: &mut Vec<u8>) {
     }
 }
 
-/// The home directory: what the environment says, or else the password database, as service managers set none for daemons.
+/// The home directory: what the environment says, or else the password database, as service managers set none for
+/// daemons.
 pub(crate) fn home() -> Option<PathBuf> {
     let said = std::env::var_os("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
     said.or_else(|| nix::unistd::User::from_uid(nix::unistd::getuid()).ok().flatten().map(|user| user.dir))

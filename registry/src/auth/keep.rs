@@ -95,7 +95,8 @@ pub async fn check_login(place: &Place, login: &Login, options: &Options) -> Res
     open_for_login(&reference, &options).await?.enter().await
 }
 
-/// Keeps a login in the file that the options name, or else in docker's, or with the helper that this file names. Says where.
+/// Keeps a login in the file that the options name, or else in docker's, or with the helper that this file names. Says
+/// where.
 ///
 /// # Errors
 /// When the file cannot be understood or written, or the helper fails.

@@ -9,10 +9,7 @@ use reqwest::{
 };
 use serde::Deserialize;
 
-use super::{
-    Scopes,
-    credentials::{Credentials, Secret},
-};
+use super::credentials::{Credentials, Secret};
 use crate::{
     error::{Error, Result},
     http::{Body, Request, redirect::is_loopback},
@@ -26,6 +23,35 @@ const SAFETY_MARGIN: Duration = Duration::from_secs(10);
 const RENEW_AHEAD: Duration = Duration::from_secs(30);
 /// No token is kept for longer, whatever its server says.
 pub(super) const LONGEST_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
+/// Rights that a request needs, in the token specification's words: `repository:NAME:pull,push`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Scopes(Vec<String>);
+
+impl Scopes {
+    pub(crate) fn pull(repository: &str) -> Self {
+        Self(vec![format!("repository:{repository}:pull")])
+    }
+
+    pub(crate) fn push(repository: &str) -> Self {
+        Self(vec![format!("repository:{repository}:pull,push")])
+    }
+
+    /// To be let in at all, as `/v2/` asks for.
+    pub(crate) fn none() -> Self {
+        Self(Vec::new())
+    }
+
+    /// What a registry has asked for, as it stands.
+    pub(super) fn asked(scope: String) -> Self {
+        Self(vec![scope])
+    }
+
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+}
 
 /// What a token server says.
 #[derive(Deserialize)]

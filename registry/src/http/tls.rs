@@ -1,5 +1,5 @@
-//! TLS as registries are met with: the authorities of the system and those that were configured, client certificates, and words
-//! for what is wrong with a server's certificate.
+//! TLS as registries are met with: the authorities of the system and those that were configured, client certificates,
+//! and words for what is wrong with a server's certificate.
 
 mod certificate;
 mod verifier;
@@ -21,11 +21,11 @@ use crate::{
 };
 
 /// How an authority is made known; the end of a message.
-const NAME_IT: &str = "name its authority's PEM file by --ca, `ca` in lazo.toml or in this host's hosts.toml, or put it into the \
-                       host's directory in certs.d as a .crt file";
+const NAME_IT: &str = "name its authority's PEM file by --ca, `ca` in lazo.toml or in this host's hosts.toml, or put \
+                       it into the host's directory in certs.d as a .crt file";
 
-/// TLS to the hosts that a transport is for: the system's authorities (or those in SSL_CERT_FILE and SSL_CERT_DIR) and the extra
-/// ones. Reads some hundred kilobytes of files.
+/// TLS to the hosts that a transport is for: the system's authorities (or those in SSL_CERT_FILE and SSL_CERT_DIR) and
+/// the extra ones. Reads some hundred kilobytes of files.
 pub(super) fn config(transport: &Transport) -> Result<ClientConfig> {
     let provider = Arc::new(ring::default_provider());
     let verifier: Arc<dyn ServerCertVerifier> = match transport.skip_verify {

@@ -1,9 +1,9 @@
 //! One host by TLS and by plain HTTP: which of the two it speaks is found out where nobody has said it.
 //!
-//! A host on this machine is asked by plain HTTP first, which costs nothing where that is right. A server that speaks TLS answers
-//! such a request with 400, or breaks the connection: then the request is made again by TLS, and if that works, the host is asked so
-//! from then on. A host that may be insecure is asked by TLS first. Nothing but the scheme differs, so that the login, and what
-//! belongs to the host, follow it.
+//! A host on this machine is asked by plain HTTP first, which costs nothing where that is right. A server that speaks
+//! TLS answers such a request with 400, or breaks the connection: then the request is made again by TLS, and if that
+//! works, the host is asked so from then on. A host that may be insecure is asked by TLS first. Nothing but the scheme
+//! differs, so that the login, and what belongs to the host, follow it.
 
 use reqwest::{Response, StatusCode, Url};
 

@@ -1,8 +1,8 @@
 //! Which servers are believed to be who they say.
 //!
-//! webpki takes a certificate only if an authority has issued it that is another one. Go, and so docker and containerd, also take
-//! one that is itself among the authorities that the operator has configured: `openssl req -x509` makes such certificates, and
-//! docker's own instructions put them into `certs.d`.
+//! webpki takes a certificate only if an authority has issued it that is another one. Go, and so docker and containerd,
+//! also take one that is itself among the authorities that the operator has configured: `openssl req -x509` makes such
+//! certificates, and docker's own instructions put them into `certs.d`.
 
 use std::{
     fmt,
