@@ -420,7 +420,7 @@ impl FileSystem {
             self.missing(blob, at.0..at.0 + piece.length as u64).map(|chunk| (blob, chunk))
         })?;
         let record = self.image.index().blob(blob).ok()?;
-        Some(Awaited { blob: record.digest, chunk, source: self.reader.waiting_for().to_owned() })
+        Some(Awaited { blob: record.digest, chunk, source: self.reader.waiting_for().to_string() })
     }
 
     /// The first chunk of some that is not in the cache.

@@ -20,6 +20,14 @@ use crate::{
 /// Bytes of a range as they arrive: exactly those asked for, then the end, or an error. Dropping it cancels the request.
 pub type RangeStream = BoxStream<'static, Result<Bytes>>;
 
+/// An answer to a request for a range.
+pub struct RangeAnswer {
+    /// The range, or all of the blob.
+    pub stream: RangeStream,
+    /// Whether it is all of the blob, from its first byte on: the server ignores ranges.
+    pub whole: bool,
+}
+
 /// A mirror, the registry itself, or a local layout or archive, with one repository in it. Clones share its connections
 /// and logins.
 #[derive(Clone)]
@@ -83,6 +91,21 @@ impl Endpoint {
                 let part = section.slice(range).ok_or_else(|| Error::invalid(&what, "range outside of it"))?;
                 Ok(part.blob_stream(what))
             }
+        }
+    }
+}
+
+impl Endpoint {
+    /// As [`Self::open_range`]; but a server that ignores ranges is let send all of the blob, rather than that what comes before the range is
+    /// passed over and what comes after it is not taken.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn open_answer(&self, digest: &Digest, blob_size: u64, range: Range<u64>) -> Result<RangeAnswer> {
+        check_bounds(digest, blob_size, &range)?;
+        match &self.0.kind {
+            Kind::Registry(registry) if !range.is_empty() => registry.open_answer(digest, blob_size, range).await,
+            _ => Ok(RangeAnswer { stream: self.open_range(digest, blob_size, range).await?, whole: false }),
         }
     }
 }

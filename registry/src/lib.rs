@@ -49,7 +49,7 @@ pub use document::{
     Content, Document, MAX_DOCUMENT, MAX_INDEX_DEPTH, MAX_INDEX_ENTRIES, Manifest, descriptor, digest_of, parse_index,
     parse_manifest, to_json,
 };
-pub use endpoint::{Endpoint, RangeStream};
+pub use endpoint::{Endpoint, RangeAnswer, RangeStream};
 pub use error::{Error, ErrorKind, Result};
 pub use json::is_field;
 pub use lazo::{LazoBlob, LazoFault, LazoLayers};

@@ -8,7 +8,7 @@ pub(crate) mod upload;
 
 pub(crate) use self::{
     download::{Senders, download, foreign},
-    range::{Body as RangeBody, accept, range_header},
+    range::{Body as RangeBody, accept, answer, range_header},
     upload::Content,
 };
 

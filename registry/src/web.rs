@@ -3,17 +3,17 @@
 use std::{ops::Range, sync::Arc};
 
 use futures_util::{StreamExt, stream};
-use reqwest::{Client, Url, header::RANGE};
+use reqwest::{Client, Response, Url, header::RANGE};
 
 use crate::{
-    endpoint::RangeStream,
+    endpoint::{RangeAnswer, RangeStream},
     error::{Error, Result},
     http::{
         Http, Request,
         redirect::{Way, is_redirect},
     },
     options::Options,
-    registry::{RangeBody, accept, range_header},
+    registry::{RangeBody, accept, answer, range_header},
 };
 
 /// Web servers, by the [`Options`] that say how to reach registries. Clones share their connections.
@@ -36,12 +36,29 @@ impl Web {
     /// # Errors
     /// As [`crate::Endpoint::open_range`].
     pub async fn open_range(&self, what: &str, url: &Url, size: u64, range: Range<u64>) -> Result<RangeStream> {
+        let Some(opened) = self.open(what, url, size, range.clone()).await? else { return Ok(stream::empty().boxed()) };
+        Ok(RangeBody::new(self.0.clone(), opened, what.to_owned(), range).stream())
+    }
+
+    /// The same; but a server that ignores ranges is let send all of the file.
+    ///
+    /// # Errors
+    /// As [`crate::Endpoint::open_range`].
+    pub async fn open_answer(&self, what: &str, url: &Url, size: u64, range: Range<u64>) -> Result<RangeAnswer> {
+        let Some(opened) = self.open(what, url, size, range.clone()).await? else {
+            return Ok(RangeAnswer { stream: stream::empty().boxed(), whole: false });
+        };
+        Ok(answer(self.0.clone(), opened, what.to_owned(), size, range))
+    }
+
+    /// The open answer, and how many bytes of it are to be skipped. Nothing for an empty range.
+    async fn open(&self, what: &str, url: &Url, size: u64, range: Range<u64>) -> Result<Option<(Response, u64)>> {
         if range.start > range.end || range.end > size {
             let reason = format!("bytes {}-{} do not lie in its {size} bytes", range.start, range.end);
             return Err(Error::invalid(what, reason));
         }
         if range.is_empty() {
-            return Ok(stream::empty().boxed());
+            return Ok(None);
         }
         let mut way = Way::new(what, url.clone(), url, self.0.options().insecure_redirects);
         loop {
@@ -56,8 +73,7 @@ impl Web {
             }
             let response = self.0.send(&request, None).await?;
             if !is_redirect(response.status()) {
-                let opened = accept(&self.0, response, what, size, range.clone()).await?;
-                return Ok(RangeBody::new(self.0.clone(), opened, what.to_owned(), range).stream());
+                return accept(&self.0, response, what, size, range).await.map(Some);
             }
             way.follow(&response)?;
         }

@@ -168,6 +168,11 @@ impl Blob {
         self.cache.has_room()
     }
 
+    /// Whether the cache may hold all of it.
+    pub(crate) fn fits(&self) -> bool {
+        self.cache.limit().is_none_or(|limit| self.record.device_size <= limit)
+    }
+
     /// Keeps a chunk's verified bytes: in the cache, or for a while in memory.
     pub(crate) fn store(&self, chunk: u32, bytes: &[u8]) {
         self.cache.store(self.local(chunk), bytes);

@@ -2,10 +2,11 @@
 //!
 //! A claim on chunks becomes one range request. Its answer is cut into chunks as it arrives; each goes to the decode pool at
 //! once, or is staged when nobody wants it yet. What an answer that breaks off has not brought is asked for again, wherever
-//! [`Upstream`] finds best; that also knows how long to go on trying.
+//! [`Upstream`] finds best; that also knows how long to go on trying. Where sources ignore ranges, requests share a whole blob (`sweep.rs`).
 
 mod request;
 pub(crate) mod room;
+mod sweep;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -29,6 +30,7 @@ use crate::upstream::{SourceId, Upstream};
 use crate::window::{self, MAX_REQUEST, Neighbours};
 use request::{Load, Request};
 use room::{Granted, Room, kib};
+use sweep::Sweeps;
 
 /// Seconds' worth of bytes that one image may have on their way of the room that all images share, of those that nobody waits for. That
 /// keeps any link busy; and a source that drips soon has nothing but the image's own room.
@@ -62,6 +64,8 @@ pub(crate) struct Fetcher {
     /// Closed when the reader has gone.
     stopped: Semaphore,
     metrics: Arc<Metrics>,
+    /// Whole blobs on their way.
+    sweeps: Sweeps,
 }
 
 impl std::fmt::Debug for Fetcher {
@@ -104,6 +108,7 @@ impl Fetcher {
             demand: Demand { running: AtomicU32::new(0), last: Mutex::new(Instant::now()) },
             stopped: Semaphore::new(0),
             metrics,
+            sweeps: Sweeps::default(),
         }
     }
 
@@ -354,11 +359,14 @@ impl Fetcher {
     fn retry(self: &Arc<Self>, claim: Claim, priority: Priority, mut attempt: Attempt, error: ChunkError) {
         let (blob, chunk) = (claim.blob().record().digest, ChunkIndex(claim.chunks().start));
         attempt.number += 1;
-        let source = attempt.source.map_or("unknown", |source| self.upstream.name(source));
-        tracing::warn!(%blob, %chunk, attempt = attempt.number, source, %error, "a chunk came with wrong bytes");
+        let source = attempt.source.map_or_else(|| "unknown".into(), |source| self.upstream.name(source));
+        tracing::warn!(%blob, %chunk, attempt = attempt.number, %source, %error, "a chunk came with wrong bytes");
         // It is asked for this blob only if no other can be, for some time.
         if let Some(source) = attempt.source {
             self.upstream.wrong_bytes(source, claim.blob().record());
+        }
+        if std::mem::take(&mut attempt.passed) && !claim.blob().is_any_wanted(claim.chunks()) {
+            return claim.land(&Outcome::GivenUp);
         }
         let sources = u32::try_from(self.upstream.sources()).unwrap_or(u32::MAX);
         if attempt.number >= sources.saturating_add(SPARE_ATTEMPTS) {
@@ -381,6 +389,8 @@ struct Attempt {
     number: u32,
     /// Where all of the bytes at hand are from.
     source: Option<SourceId>,
+    /// It passed, and nobody had asked for it.
+    passed: bool,
 }
 
 /// A chunk to decode, and its stored bytes.

@@ -100,6 +100,8 @@ metrics! {
         source_hedged: BySource<Counter> = "lazo_source_hedged_total";
         /// Answers to requests that nobody waited for, given up as too few bytes a second came. What they did not bring is tried again later.
         source_slow: BySource<Counter> = "lazo_source_slow_total";
+        /// Answers with a whole blob where a range was asked for, as the source ignores ranges. All that such an answer has is kept.
+        source_whole: BySource<Counter> = "lazo_source_whole_answers_total";
         /// Chunks from a source whose bytes did not match the chunk index. They were fetched again, and reached nobody.
         wrong_chunks: BySource<Counter> = "lazo_wrong_chunks_total";
         /// Times that the outage limit of a blob ran out, so that its readers got an I/O error.
@@ -186,6 +188,7 @@ impl Metrics {
             up: Standing::new(&self.source_up, name),
             hedged: self.source_hedged.get(name),
             slow: self.source_slow.get(name),
+            whole: self.source_whole.get(name),
             wrong_chunks: self.wrong_chunks.get(name),
             errors: self.source_errors.clone(),
             name: name.into(),
@@ -230,6 +233,7 @@ pub struct SourceMetrics {
     pub up: Standing,
     pub hedged: Counter,
     pub slow: Counter,
+    pub whole: Counter,
     pub wrong_chunks: Counter,
     errors: BySourceAndKind<Counter>,
     name: Arc<str>,

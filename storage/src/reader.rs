@@ -172,8 +172,14 @@ impl Reader {
 
     /// The source that a read waits for: the one that would be asked now.
     #[must_use]
-    pub fn waiting_for(&self) -> &str {
+    pub fn waiting_for(&self) -> Arc<str> {
         self.fetcher.upstream().serving()
+    }
+
+    /// Where its blobs come from, which may change while it reads.
+    #[must_use]
+    pub fn upstream(&self) -> &Upstream {
+        self.fetcher.upstream()
     }
 
     /// Counts since the process began.

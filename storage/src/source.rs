@@ -16,9 +16,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use futures_util::stream::BoxStream;
+use futures_util::stream::{BoxStream, StreamExt as _, TryStreamExt as _};
 use lazo_format::{BlobRecord, Digest};
 pub use lazo_registry::ErrorKind;
+use lazo_registry::RangeAnswer;
 
 pub use self::bucket::BucketSource;
 pub use self::layout::LayoutSource;
@@ -28,6 +29,14 @@ pub use self::web::WebSource;
 
 /// A range of a blob as it arrives: in pieces of any size, then the end or an error.
 pub type ByteStream = BoxStream<'static, Result<Bytes, SourceError>>;
+
+/// What a place sends when it is asked for a range.
+pub struct Answer {
+    /// The range, or all of the blob.
+    pub stream: ByteStream,
+    /// Whether it is all of the blob, from its first byte on: the place ignores ranges.
+    pub whole: bool,
+}
 
 /// A place that has blobs: a registry, a mirror of it, a layout directory, a bucket.
 ///
@@ -49,6 +58,21 @@ pub trait BlobSource: Send + Sync + 'static {
         blob: &'a BlobRecord,
         range: Range<u64>,
     ) -> BoxFuture<'a, Result<ByteStream, SourceError>>;
+
+    /// The same; but a place that ignores ranges may give all of the blob, of whose bytes the caller will make more than of those that it
+    /// asked for.
+    ///
+    /// # Errors
+    /// As [`Self::open_range`].
+    fn open<'a>(&'a self, blob: &'a BlobRecord, range: Range<u64>) -> BoxFuture<'a, Result<Answer, SourceError>> {
+        Box::pin(async move { Ok(Answer { stream: self.open_range(blob, range).await?, whole: false }) })
+    }
+}
+
+impl From<RangeAnswer> for Answer {
+    fn from(RangeAnswer { stream, whole }: RangeAnswer) -> Self {
+        Self { stream: stream.map_err(SourceError::from).boxed(), whole }
+    }
 }
 
 /// Why a source did not give what was asked for.

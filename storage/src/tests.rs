@@ -5,6 +5,7 @@ mod costs;
 mod leaving;
 mod sealing;
 mod sharing;
+mod sweeping;
 
 use std::collections::VecDeque;
 use std::fs::OpenOptions;

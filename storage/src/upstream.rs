@@ -13,7 +13,12 @@
 //! - A blob that no source serves is in an *outage*. Its readers wait until the limit, counted from the first failure without an answer
 //!   since that came to its end; then opens of it fail at once for some seconds, except for one at a time that probes.
 //!
+//! - A source that ignores ranges, and sends whole blobs, is asked when no other is well. [`Body::is_whole`] tells what it sends.
+//!
 //! All of that is decided in [`board`], under one lock that is never held while something is awaited.
+//!
+//! Sources come and go while blobs are read ([`Upstream::add`], [`Upstream::remove`]): whoever waits is told of a new one, and what is under
+//! way at one that goes comes to its end.
 
 mod board;
 mod body;
@@ -26,9 +31,11 @@ mod request;
 mod tests;
 mod trial;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -45,9 +52,9 @@ use meter::Meter;
 pub use meter::Speed;
 use trial::Trial;
 
-/// A source of an [`Upstream`]: its place in the order configured, from 0.
+/// A source of an [`Upstream`]: a number that no other source of it has had, from 0. Those added later have greater ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SourceId(usize);
+pub struct SourceId(u64);
 
 /// Whether somebody waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -92,8 +99,8 @@ const TELL_SLOW: Duration = Duration::from_secs(60);
 pub struct Upstream(Arc<Shared>);
 
 struct Shared {
-    /// In the order configured; a [`SourceId`] is a place in it.
-    sources: Box<[Named]>,
+    /// Those that may be asked, in their order. All of them are known to the board, too.
+    sources: Mutex<Sources>,
     policy: Policy,
     board: Mutex<Board>,
     /// Something happened that those who wait, for a source or to hedge, should look at.
@@ -103,12 +110,26 @@ struct Shared {
     slow_told: Mutex<Option<Instant>>,
 }
 
+#[derive(Default)]
+struct Sources {
+    named: BTreeMap<SourceId, Arc<Named>>,
+    next: u64,
+}
+
 /// A source and what is measured of it.
 struct Named {
     name: Arc<str>,
     source: Arc<dyn BlobSource>,
     meter: Arc<Meter>,
     metrics: SourceMetrics,
+    /// The log has said that it ignores ranges.
+    whole_told: AtomicBool,
+}
+
+impl fmt::Debug for Named {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Named").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for Upstream {
@@ -119,25 +140,64 @@ impl fmt::Debug for Upstream {
 
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let names: Vec<_> = self.sources.iter().map(|named| &named.name).collect();
+        let names: Vec<_> = self.listed().into_iter().map(|(_, named)| Arc::clone(&named.name)).collect();
         f.debug_struct("Upstream").field("sources", &names).field("policy", &self.policy).finish_non_exhaustive()
     }
 }
 
 impl Upstream {
-    /// Sources in the order in which they are to be asked; at least one.
+    /// Sources in the order in which they are to be asked.
     #[must_use]
     pub fn new(sources: Vec<Arc<dyn BlobSource>>, policy: Policy, metrics: Arc<Metrics>) -> Self {
-        let named = |source: Arc<dyn BlobSource>| Named {
-            name: source.name().into(),
-            meter: Meter::new(),
-            metrics: metrics.source(source.name()),
-            source,
-        };
-        let sources: Box<[_]> = sources.into_iter().map(named).collect();
-        let board = Mutex::new(Board::new(sources.len(), &policy));
+        let board = Mutex::new(Board::new(&policy));
         let (changed, slow_told) = (Notify::new(), Mutex::default());
-        Self(Arc::new(Shared { sources, policy, board, changed, metrics, slow_told }))
+        let upstream = Self(Arc::new(Shared { sources: Mutex::default(), policy, board, changed, metrics, slow_told }));
+        upstream.add(sources);
+        upstream
+    }
+
+    /// Adds sources behind those that are there. Opens that wait hear of them.
+    pub fn add(&self, sources: Vec<Arc<dyn BlobSource>>) -> Vec<SourceId> {
+        let shared = &self.0;
+        let ids: Vec<SourceId> = {
+            let mut known = shared.sources();
+            let mut add = |source: Arc<dyn BlobSource>| {
+                let id = SourceId(known.next);
+                known.next += 1;
+                let (name, metrics) = (source.name().into(), shared.metrics.source(source.name()));
+                let (meter, whole_told) = (Meter::new(), AtomicBool::new(false));
+                known.named.insert(id, Arc::new(Named { name, source, meter, metrics, whole_told }));
+                id
+            };
+            sources.into_iter().map(&mut add).collect()
+        };
+        let mut board = shared.board();
+        ids.iter().for_each(|id| board.add(*id));
+        drop(board);
+        shared.changed.notify_waiters();
+        ids
+    }
+
+    /// Asks these sources no more. What they are sending already is taken.
+    pub fn remove(&self, sources: &[SourceId]) {
+        let shared = &self.0;
+        let mut board = shared.board();
+        sources.iter().for_each(|id| board.remove(*id));
+        drop(board);
+        let mut known = shared.sources();
+        sources.iter().for_each(|id| drop(known.named.remove(id)));
+        drop(known);
+        // Whoever waits for one of them waits for nothing.
+        shared.changed.notify_waiters();
+    }
+
+    /// There is reason to believe that these sources give what they did not give before, such as a new login: what they refused, lacked or
+    /// could not send is asked of them again in their turn.
+    pub fn hurry(&self, sources: &[SourceId]) {
+        let (mut board, now) = (self.0.board(), Instant::now());
+        sources.iter().for_each(|id| board.hurry(*id, now));
+        drop(board);
+        self.0.changed.notify_waiters();
     }
 
     /// Opens a range of a blob at the best source, but at none of `avoid`: those whose bytes for this range were wrong.
@@ -163,8 +223,10 @@ impl Upstream {
             let choice = shared.board().choose(&mut trial, Instant::now());
             match choice {
                 Choice::Go(pass) => {
-                    if let Some((ticket, stream)) = request::attempt(shared, pass, &mut trial, blob, &range).await {
-                        return Ok(Body::new(ticket, stream, range.end.saturating_sub(range.start), avoid));
+                    if let Some((ticket, answer)) = request::attempt(shared, pass, &mut trial, blob, &range).await {
+                        let asked = range.end.saturating_sub(range.start);
+                        let length = if answer.whole { blob.compressed_size } else { asked };
+                        return Ok(Body::new(ticket, answer, length, avoid));
                     }
                 }
                 Choice::Wait(until) => drop(time::timeout_at(until, changed).await),
@@ -174,40 +236,45 @@ impl Upstream {
         }
     }
 
+    /// Whether a request for a blob would now go to a source that ignores ranges, as there is no other.
+    #[must_use]
+    pub fn expects_whole(&self, blob: &BlobRecord) -> bool {
+        self.0.board().expects_whole(blob.digest, Instant::now())
+    }
+
     /// A chunk of a blob did not verify that came from this source. It is not asked for the blob for some time, unless no other can be.
     pub fn wrong_bytes(&self, source: SourceId, blob: &BlobRecord) {
-        self.0.named(source).metrics.wrong_chunks.inc();
+        let Some(named) = self.0.named(source) else { return };
+        named.metrics.wrong_chunks.inc();
         let error = SourceError::new(ErrorKind::BadAnswer, WrongBytes);
         let change = self.0.board().skip(source, blob.digest, (&error).into(), Instant::now());
         if change == board::Change::Skipped {
-            self.0.skipped(source, blob.digest, &error);
+            skipped(&named, blob.digest, &error);
         }
     }
 
     /// What was measured lately of the source that would serve now.
     #[must_use]
     pub fn speed(&self) -> Speed {
-        let source = self.0.board().serving();
-        self.0.named(source).meter.speed()
+        self.0.serving().map_or(meter::UNMEASURED, |named| named.meter.speed())
     }
 
     /// A source's name, as it is shown.
     #[must_use]
-    pub fn name(&self, source: SourceId) -> &str {
-        &self.0.named(source).name
+    pub fn name(&self, source: SourceId) -> Arc<str> {
+        self.0.named(source).map_or_else(|| "a source that was removed".into(), |named| Arc::clone(&named.name))
     }
 
     /// How many sources there are.
     #[must_use]
     pub fn sources(&self) -> usize {
-        self.0.sources.len()
+        self.0.sources().named.len()
     }
 
     /// The name of the source that would serve now.
     #[must_use]
-    pub fn serving(&self) -> &str {
-        let source = self.0.board().serving();
-        self.name(source)
+    pub fn serving(&self) -> Arc<str> {
+        self.0.serving().map_or_else(|| "no source".into(), |named| Arc::clone(&named.name))
     }
 
     /// How patient this one is.
@@ -226,8 +293,23 @@ impl Shared {
         self.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn named(&self, source: SourceId) -> &Named {
-        &self.sources[source.0]
+    fn sources(&self) -> MutexGuard<'_, Sources> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A source, unless it was removed.
+    fn named(&self, source: SourceId) -> Option<Arc<Named>> {
+        self.sources().named.get(&source).cloned()
+    }
+
+    /// All sources, in their order.
+    fn listed(&self) -> Vec<(SourceId, Arc<Named>)> {
+        self.sources().named.iter().map(|(id, named)| (*id, Arc::clone(named))).collect()
+    }
+
+    fn serving(&self) -> Option<Arc<Named>> {
+        let source = self.board().serving()?;
+        self.named(source)
     }
 
     /// An open fails as its time is over.
@@ -241,15 +323,8 @@ impl Shared {
         error
     }
 
-    fn down(&self, source: SourceId, error: &SourceError, pause: Duration) {
-        let named = self.named(source);
-        let error = error as &dyn std::error::Error;
-        tracing::warn!(source = %named.name, error, ?pause, "a source failed; it is left alone until a probe succeeds");
-    }
-
     /// An answer was given up as it came too slowly; nobody waited for it.
-    fn too_slow(&self, source: SourceId, blob: Digest) {
-        let named = self.named(source);
+    fn too_slow(&self, named: &Named, blob: Digest) {
         named.metrics.slow.inc();
         let now = Instant::now();
         let mut told = self.slow_told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -260,21 +335,34 @@ impl Shared {
         }
     }
 
-    fn back(&self, source: SourceId, tell: bool) {
-        let named = self.named(source);
+    fn back(&self, named: &Named, tell: bool) {
         named.metrics.up.set(true);
         if tell {
             tracing::info!(source = %named.name, "a source is back");
         }
         self.changed.notify_waiters();
     }
+}
 
-    fn skipped(&self, source: SourceId, blob: Digest, error: &SourceError) {
-        let (source, cause) = (&self.named(source).name, error as &dyn std::error::Error);
-        match error.kind {
-            // Usual for a mirror that fills as it is used.
-            ErrorKind::NotFound => tracing::debug!(%source, %blob, error = cause, "a source does not have a blob"),
-            _ => tracing::warn!(%source, %blob, error = cause, "a source is not asked for a blob for some time"),
-        }
+/// An answer is all of a blob.
+fn sends_whole(named: &Named) {
+    named.metrics.whole.inc();
+    if !named.whole_told.swap(true, Ordering::Relaxed) {
+        let source = &named.name;
+        tracing::warn!(%source, "a source ignores ranges and sends whole blobs; what it sends is kept, and other sources are preferred");
+    }
+}
+
+fn down(named: &Named, error: &SourceError, pause: Duration) {
+    let error = error as &dyn std::error::Error;
+    tracing::warn!(source = %named.name, error, ?pause, "a source failed; it is left alone until a probe succeeds");
+}
+
+fn skipped(named: &Named, blob: Digest, error: &SourceError) {
+    let (source, cause) = (&named.name, error as &dyn std::error::Error);
+    match error.kind {
+        // Usual for a mirror that fills as it is used.
+        ErrorKind::NotFound => tracing::debug!(%source, %blob, error = cause, "a source does not have a blob"),
+        _ => tracing::warn!(%source, %blob, error = cause, "a source is not asked for a blob for some time"),
     }
 }

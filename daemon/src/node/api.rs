@@ -35,8 +35,9 @@ use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
 use super::config::MAX_OUTAGE_LIMIT;
 use super::protocol::{
-    API_VERSION, ApiError, ErrorKind, Health, ImageInfo, MountInfo, MountRequest, PruneRequest, ReleaseRequest,
-    Released, StopInfo, StopRequest, UmountRequest, UpgradeInfo, UpgradeRequest, Version, WarmRequest,
+    API_VERSION, ApiError, ErrorKind, Health, ImageInfo, MAX_REFERENCES, MountInfo, MountRequest, PruneRequest,
+    ReferencesRequest, ReleaseRequest, Released, StopInfo, StopRequest, UmountRequest, UpgradeInfo, UpgradeRequest,
+    Version, WarmRequest,
 };
 use super::stats::Stats;
 use peer::User;
@@ -85,6 +86,9 @@ pub(super) trait Node: Send + Sync + 'static {
 
     /// Begins to prepare for an image.
     fn warm(&self, image: String) -> impl Future<Output = Result<(), ApiError>> + Send;
+
+    /// Says by which names the image of a mount is known; a mount that is not there is [`ErrorKind::NotFound`].
+    fn refer(&self, mount_point: PathBuf, images: Vec<String>) -> impl Future<Output = Result<(), ApiError>> + Send;
 
     /// Ends a mount; one that is not there is [`ErrorKind::NotFound`].
     fn umount(&self, mount_point: PathBuf, lazy: bool) -> impl Future<Output = Result<(), ApiError>> + Send;
@@ -201,10 +205,11 @@ async fn answer<N: Node>(
 type Answer = Response<Full<Bytes>>;
 
 /// What there is, and what can be done with it.
-const PATHS: [(&str, &str); 12] = [
+const PATHS: [(&str, &str); 13] = [
     ("/v1/version", "GET, HEAD"),
     ("/v1/health", "GET, HEAD"),
     ("/v1/mounts", "GET, HEAD, POST, DELETE"),
+    ("/v1/references", "POST"),
     ("/v1/images", "GET, HEAD"),
     ("/v1/stats", "GET, HEAD"),
     ("/v1/cache", "GET, HEAD"),
@@ -244,6 +249,13 @@ async fn respond<N: Node>(
             let UmountRequest { mount_point, lazy } = read(body).await?;
             check_path(&mount_point)?;
             json(&finish(node, |node| async move { node.umount(mount_point, lazy).await }).await?)
+        }
+        (_, "/v1/references") => {
+            let _permit = room.changes.acquire().await.map_err(internal)?;
+            let ReferencesRequest { mount_point, images } = read(body).await?;
+            check_path(&mount_point)?;
+            check_count(images.len())?;
+            json(&finish(node, |node| async move { node.refer(mount_point, images).await }).await?)
         }
         (_, "/v1/cache/prune") => {
             let _permit = room.changes.acquire().await.map_err(internal)?;
@@ -360,6 +372,7 @@ fn check(request: &MountRequest) -> Result<(), ApiError> {
         return Err(ApiError::new(ErrorKind::Invalid, error));
     }
     check_path(&request.mount_point)?;
+    check_count(request.also.len() + 1)?;
     if let Some(super::protocol::Writable::Directory(directory)) = &request.writable {
         check_path(directory)?;
     }
@@ -368,6 +381,15 @@ fn check(request: &MountRequest) -> Result<(), ApiError> {
     request.files.iter().try_for_each(|files| check_path(files))?;
     let mut paths = registry.ca.iter().chain(&registry.authfile).chain(&registry.token_file).chain(hosts_dir);
     paths.try_for_each(|path| check_path(path))
+}
+
+/// Whether an image may have so many names.
+fn check_count(names: usize) -> Result<(), ApiError> {
+    if (1..=MAX_REFERENCES).contains(&names) {
+        return Ok(());
+    }
+    let error = format!("an image has 1 to {MAX_REFERENCES} names, not {names}");
+    Err(ApiError::new(ErrorKind::Invalid, error))
 }
 
 /// What the daemon makes of a relative path would be another file than the client means.

@@ -18,8 +18,8 @@ use tokio::net::UnixStream;
 use tokio::runtime::Builder;
 
 use super::protocol::{
-    ApiError, ErrorKind, Health, ImageInfo, MountInfo, MountRequest, ReleaseRequest, Released, SOCKET, StopInfo,
-    StopRequest, UmountRequest, UpgradeInfo, UpgradeRequest, Version, WarmRequest,
+    ApiError, ErrorKind, Health, ImageInfo, MountInfo, MountRequest, ReferencesRequest, ReleaseRequest, Released,
+    SOCKET, StopInfo, StopRequest, UmountRequest, UpgradeInfo, UpgradeRequest, Version, WarmRequest,
 };
 use super::stats::Stats;
 use crate::endpoint;
@@ -217,6 +217,15 @@ impl Client {
     pub fn warm(&self, image: &str) -> Result<()> {
         let request = WarmRequest { image: image.to_owned() };
         self.send(Method::POST, "/v1/warm", &request, Instant::now() + LOOK, LOOK)
+    }
+
+    /// Says by which names a mounted image is known: all of them, from now on.
+    ///
+    /// # Errors
+    /// [`ClientError`]; not when one of the registries cannot be reached.
+    pub fn refer(&self, mount_point: &Path, images: Vec<String>) -> Result<()> {
+        let request = ReferencesRequest { mount_point: mount_point.to_owned(), images };
+        self.send(Method::POST, "/v1/references", &request, Instant::now() + UMOUNT, UMOUNT)
     }
 
     /// Takes blobs out of the cache that nobody mounts.

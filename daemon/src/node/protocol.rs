@@ -16,6 +16,10 @@ pub const SOCKET: &str = "lazo.sock";
 /// In the run directory: where the snapshotter has its images mounted. All else there is the daemon's own.
 pub const SNAPSHOTTER_MOUNTS: &str = "containerd";
 
+/// Most names of an image that are sources of its blobs. An image seldom is in more repositories than one; each costs some kilobytes and,
+/// where it refuses, a request a minute. Of more, those stay that were last asked for.
+pub const MAX_REFERENCES: usize = 16;
+
 /// How an image is to be served.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -108,6 +112,9 @@ pub struct RegistryOptions {
 pub struct MountRequest {
     /// The image, as `lazo mount` takes it.
     pub image: String,
+    /// Other names that the same image has, in other repositories: its blobs come from there as well. 15 at most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<String>,
     /// An existing directory, without links in its path.
     pub mount_point: PathBuf,
     /// A directory with the files `bootstrap` and `index` of the image's bootstrap layer, unpacked by somebody who verified the layer's
@@ -158,6 +165,7 @@ impl MountRequest {
     pub fn new(image: String, mount_point: PathBuf) -> Self {
         Self {
             image,
+            also: Vec::new(),
             mount_point,
             files: None,
             platform: None,
@@ -179,6 +187,17 @@ impl MountRequest {
 /// What is safe if nobody says otherwise.
 fn yes() -> bool {
     true
+}
+
+/// `POST /v1/references`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReferencesRequest {
+    /// Where an image is mounted.
+    pub mount_point: PathBuf,
+    /// All the names that it has for who uses this mount, from now on: one to [`MAX_REFERENCES`]. Each is a source of its blobs; those that
+    /// refused a login before are tried again at once.
+    pub images: Vec<String>,
 }
 
 /// `DELETE /v1/mounts`.
@@ -263,8 +282,11 @@ pub struct MountInfo {
 pub struct ImageInfo {
     /// Its number in this daemon; may be another image's later.
     pub slot: u64,
-    /// The image, as the first request named it.
+    /// The image, as the first request named it that still has it mounted.
     pub image: String,
+    /// All names by which it was asked for, the one above first: where its blobs come from.
+    #[serde(default)]
+    pub references: Vec<String>,
     /// Digest of its manifest.
     pub manifest: String,
     /// How it is served.

@@ -6,6 +6,7 @@
 //! image    an image: its metadata and where its data comes from
 //! blobs    the FUSE mount of blobs, devices of EROFS mounts
 //! mounts   images and mounts made and ended, by orders to the mounter
+//! references  the names of an image, each a source
 //! ending   what becomes of mounts and readers when the daemon is told to end
 //! restore  what an earlier worker served
 //! shares   room that no one registry can take all of
@@ -20,6 +21,7 @@ pub(in crate::node) mod fuzz;
 mod image;
 mod keeper;
 mod mounts;
+mod references;
 mod restore;
 mod shares;
 mod state;
@@ -397,6 +399,11 @@ impl Node for Front {
 
     async fn warm(&self, image: String) -> std::result::Result<(), ApiError> {
         self.0.warm(image).await
+    }
+
+    async fn refer(&self, mount_point: PathBuf, images: Vec<String>) -> std::result::Result<(), ApiError> {
+        self.0.check_running()?;
+        self.0.refer(mount_point, images).await
     }
 
     async fn umount(&self, mount_point: PathBuf, lazy: bool) -> std::result::Result<(), ApiError> {

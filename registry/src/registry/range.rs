@@ -12,7 +12,7 @@ use reqwest::{
 
 use super::{Call, Registry};
 use crate::{
-    endpoint::RangeStream,
+    endpoint::{RangeAnswer, RangeStream},
     error::{Error, Result},
     http::Http,
 };
@@ -22,6 +22,12 @@ impl Registry {
     pub(crate) async fn open_range(&self, digest: &Digest, size: u64, range: Range<u64>) -> Result<Body> {
         let opened = self.open_response(digest, size, range.clone()).await?;
         Ok(Body::new(self.0.http.clone(), opened, self.blob_name(digest), range))
+    }
+
+    /// The same, or all of the blob where a server sends that.
+    pub(crate) async fn open_answer(&self, digest: &Digest, size: u64, range: Range<u64>) -> Result<RangeAnswer> {
+        let opened = self.open_response(digest, size, range.clone()).await?;
+        Ok(answer(self.0.http.clone(), opened, self.blob_name(digest), size, range))
     }
 
     /// A response whose body holds `range`, after the bytes to be skipped.
@@ -79,6 +85,19 @@ pub(crate) async fn accept(
     }
 }
 
+/// What [`accept`] gave: a range, or all of the blob if the server has ignored that one was asked for.
+pub(crate) fn answer(
+    http: Arc<Http>,
+    opened: (Response, u64),
+    what: String,
+    size: u64,
+    range: Range<u64>,
+) -> RangeAnswer {
+    let whole = opened.0.status() == StatusCode::OK && range != (0..size);
+    let body = if whole { Body::whole(http, opened.0, what, size) } else { Body::new(http, opened, what, range) };
+    RangeAnswer { stream: body.stream(), whole }
+}
+
 /// The answer to a range request, of which the head was right.
 pub(crate) struct Body {
     http: Arc<Http>,
@@ -99,6 +118,12 @@ impl Body {
         // What the server announced was checked; and a connection whose announced body was read is used again.
         let lax = response.status() == StatusCode::OK || response.content_length().is_some();
         Self { http, response, what, skip, left: range.end - range.start, range, lax }
+    }
+
+    /// All of a blob.
+    fn whole(http: Arc<Http>, response: Response, what: String, size: u64) -> Self {
+        let lax = response.content_length().is_some();
+        Self { http, response, what, skip: 0, left: size, range: 0..size, lax }
     }
 
     pub(crate) fn stream(self) -> RangeStream {

@@ -149,6 +149,11 @@ impl BlobCache {
         self.cache.has_room() && self.pause.is_over()
     }
 
+    /// Limit of the cache.
+    pub(crate) fn limit(&self) -> Option<u64> {
+        self.cache.limit()
+    }
+
     /// Whether a chunk can be read at this moment; does no I/O.
     pub(crate) fn is_verified(&self, chunk: u32) -> bool {
         self.verified.get(chunk) || self.cache.overflow.has(self.key(chunk))

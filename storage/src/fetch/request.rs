@@ -10,14 +10,15 @@ use lazo_format::ChunkIndex;
 use prometheus_client::metrics::gauge::Gauge;
 
 use super::room::Granted;
+use super::sweep::{Back, Lead, Swept};
 use super::{Attempt, Fetcher, Job};
-use crate::blob::{Claim, weight};
+use crate::blob::{Blob, Claim, weight};
 use crate::error::ReadError;
 use crate::flight::Outcome;
 use crate::metrics::{Metrics, Priority};
 use crate::source::{ErrorKind, SourceError};
 use crate::upstream::pace::{AHEAD_WINDOW, Budget, LEAST_WANTED, TooSlow};
-use crate::upstream::{Body, Urgency};
+use crate::upstream::{Body, SourceId, Urgency};
 
 /// Between two answers to the same request that brought nothing and were no outage.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -69,6 +70,7 @@ impl Drop for Load {
 }
 
 /// A request for the chunks of a claim.
+#[derive(Debug)]
 pub(super) struct Request {
     /// What has not arrived.
     rest: Claim,
@@ -107,7 +109,32 @@ impl Request {
         Ok(range.start + self.partial.len() as u64..range.end)
     }
 
-    fn is_wanted(&self) -> bool {
+    pub(super) fn blob(&self) -> &Arc<Blob> {
+        self.rest.blob()
+    }
+
+    /// The first chunk that has not arrived.
+    pub(super) fn first(&self) -> u32 {
+        self.rest.chunks().start
+    }
+
+    pub(super) fn priority(&self) -> Priority {
+        self.priority
+    }
+
+    /// Whether all has arrived.
+    pub(super) fn is_done(&self) -> bool {
+        self.rest.is_empty()
+    }
+
+    /// The chunk that has arrived in part comes as a whole now.
+    pub(super) fn begin_anew(&mut self, source: SourceId) {
+        self.partial.clear();
+        self.mixed = false;
+        self.attempt.source = Some(source);
+    }
+
+    pub(super) fn is_wanted(&self) -> bool {
         self.rest.blob().is_any_wanted(self.rest.chunks())
     }
 
@@ -117,7 +144,7 @@ impl Request {
     }
 
     /// Counts what came for readers, from when the first one has come.
-    fn count(&mut self, waited: Duration, bytes: usize) {
+    pub(super) fn count(&mut self, waited: Duration, bytes: usize) {
         if self.budget.is_none() && self.is_wanted() {
             self.budget = Some(Budget::default());
         }
@@ -127,7 +154,7 @@ impl Request {
     }
 
     /// Whether too little came for somebody who waits.
-    fn is_too_slow(&self, grace: Duration) -> bool {
+    pub(super) fn is_too_slow(&self, grace: Duration) -> bool {
         self.budget.as_ref().is_some_and(|budget| budget.is_spent(grace)) && self.is_wanted()
     }
 
@@ -135,6 +162,15 @@ impl Request {
     fn land(self, outcome: &Outcome) {
         self.rest.land(outcome);
     }
+}
+
+/// A request whose answer has ended before its time.
+struct Tried {
+    /// What is missing.
+    left: Request,
+    error: Option<SourceError>,
+    /// The answer brought something all the same, to this request or to others.
+    brought: bool,
 }
 
 /// Counts a request for as long as it runs.
@@ -169,44 +205,30 @@ impl Fetcher {
         let _running = Running::new(self, request.priority);
         let mut progress = Instant::now();
         loop {
+            request = match self.ride_along(request, &mut progress).await {
+                Some(request) => request,
+                None => return,
+            };
             let range = match request.range() {
                 Ok(range) => range,
                 Err(error) => return request.land(&Outcome::Failed(error)),
             };
-            let wanted = request.is_wanted();
-            let urgency = if wanted { Urgency::Waiting } else { Urgency::Ahead };
-            let record = request.rest.blob().record();
-            let (priority, chunks) = (request.priority, request.rest.chunks());
-            tracing::debug!(blob = %record.digest, ?range, ?chunks, ?priority, wanted, "a range request");
-            let since = Instant::now();
-            let opened = self.unless_stopped(self.upstream.open(record, range.clone(), urgency, &[])).await;
-            // A head that comes late counts as bytes do that come late.
-            request.count(since.elapsed(), 0);
-            let Some(opened) = opened else { return request.land(&Outcome::GivenUp) };
-            let error = match opened {
-                Err(error) if wanted => return self.fail(request, error.into()),
-                Err(error) => return self.give_up(request, &error),
-                Ok(mut body) => match self.receive(&mut request, &mut body).await {
-                    None => return request.land(&Outcome::GivenUp),
-                    Some(Ok(())) if request.rest.is_empty() => return,
-                    Some(Ok(())) => None,
-                    Some(Err(error)) if body.was_too_slow() && !request.is_wanted() => {
-                        return self.give_up(request, &error);
-                    }
-                    Some(Err(error)) => Some(error),
-                },
+            let tried = match self.attempt(request, range.clone()).await {
+                Some(tried) => tried,
+                None => return,
             };
+            request = tried.left;
             if request.is_too_slow(self.grace()) {
                 return self.fail(request, TooSlow(LEAST_WANTED).into());
             }
-            if request.range().is_ok_and(|rest| rest.start > range.start) {
+            if tried.brought || request.range().is_ok_and(|rest| rest.start > range.start) {
                 progress = Instant::now();
                 continue;
             }
             // Outages are paced where the next answer is waited for.
-            let paced = error.as_ref().is_some_and(|error| error.kind.is_outage());
+            let paced = tried.error.as_ref().is_some_and(|error| error.kind.is_outage());
             if progress.elapsed() > self.upstream.policy().outage_limit {
-                let error = error.map_or_else(|| "answers end before their time".into(), Into::into);
+                let error = tried.error.map_or_else(|| "answers end before their time".into(), Into::into);
                 return self.fail(request, error);
             }
             if !paced && self.unless_stopped(tokio::time::sleep(PAUSE)).await.is_none() {
@@ -215,9 +237,90 @@ impl Fetcher {
         }
     }
 
+    /// Makes the request once. What its answer did not bring; `None` if that was nothing, or if the rest has landed otherwise.
+    async fn attempt(self: &Arc<Self>, mut request: Request, range: Range<u64>) -> Option<Tried> {
+        let wanted = request.is_wanted();
+        let urgency = if wanted { Urgency::Waiting } else { Urgency::Ahead };
+        let blob = Arc::clone(request.blob());
+        let record = blob.record();
+        let (priority, chunks) = (request.priority, request.rest.chunks());
+        tracing::debug!(blob = %record.digest, ?range, ?chunks, ?priority, wanted, "a range request");
+        // Others that come meanwhile need not ask for the same whole blob.
+        let lead = || self.sweeps.lead(record.digest, record.first_chunk.0);
+        let expected = self.upstream.expects_whole(record).then(lead).flatten();
+        let since = Instant::now();
+        let opened = self.unless_stopped(self.upstream.open(record, range, urgency, &[])).await;
+        // A head that comes late counts as bytes do that come late.
+        request.count(since.elapsed(), 0);
+        let Some(opened) = opened else {
+            request.land(&Outcome::GivenUp);
+            return None;
+        };
+        let (too_slow, ended) = match opened {
+            Err(error) => {
+                match wanted {
+                    true => self.fail(request, error.into()),
+                    false => self.give_up(request, &error),
+                }
+                return None;
+            }
+            Ok(body) if body.is_whole() => return self.attempt_whole(request, body, expected.or_else(lead)).await,
+            Ok(mut body) => {
+                drop(expected);
+                let ended = self.receive(&mut request, &mut body).await;
+                (body.was_too_slow(), ended)
+            }
+        };
+        self.tried(request, ended, too_slow, false)
+    }
+
+    /// The answer to a request is a whole blob.
+    async fn attempt_whole(
+        self: &Arc<Self>,
+        mut request: Request,
+        body: Body,
+        lead: Option<Lead<'_>>,
+    ) -> Option<Tried> {
+        if lead.is_none() {
+            // Another answer is under way that may have it.
+            match self.sweeps.join(request.blob().record().digest, request) {
+                Ok(waiting) => {
+                    drop(body);
+                    let Back { request: left, brought } = waiting.await.ok()?;
+                    return Some(Tried { left, error: None, brought });
+                }
+                Err(alone) => request = alone,
+            }
+        }
+        let Swept { left, ended, brought, too_slow } = self.sweep(request, body, lead).await;
+        self.tried(left?, ended, too_slow, brought)
+    }
+
+    /// What follows from the end of an answer.
+    fn tried(
+        &self,
+        request: Request,
+        ended: Option<Result<(), SourceError>>,
+        too_slow: bool,
+        brought: bool,
+    ) -> Option<Tried> {
+        match ended {
+            None => {
+                request.land(&Outcome::GivenUp);
+                None
+            }
+            Some(_) if request.is_done() => None,
+            Some(Err(error)) if too_slow && !request.is_wanted() => {
+                self.give_up(request, &error);
+                None
+            }
+            Some(ended) => Some(Tried { left: request, error: ended.err(), brought }),
+        }
+    }
+
     /// How long a request may bring too little before its readers are told: as long as an outage may last, and long enough for some
     /// repeated packets where that is no time at all.
-    fn grace(&self) -> Duration {
+    pub(super) fn grace(&self) -> Duration {
         self.upstream.policy().outage_limit.max(AHEAD_WINDOW)
     }
 
@@ -240,7 +343,7 @@ impl Fetcher {
         }
     }
 
-    fn fail(&self, request: Request, error: Box<dyn std::error::Error + Send + Sync>) {
+    pub(super) fn fail(&self, request: Request, error: Box<dyn std::error::Error + Send + Sync>) {
         self.forget_neighbours(&request);
         let digest = request.rest.blob().record().digest;
         let chunk = ChunkIndex(request.rest.chunks().start);
@@ -291,7 +394,7 @@ impl Fetcher {
     }
 
     /// All stored bytes of the first chunk of the rest are there.
-    async fn arrived(self: &Arc<Self>, request: &mut Request, bytes: Bytes) {
+    pub(super) async fn arrived(self: &Arc<Self>, request: &mut Request, bytes: Bytes) {
         let chunk = request.rest.chunks().start;
         let mut attempt = request.attempt;
         if std::mem::take(&mut request.mixed) {

@@ -8,10 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use futures_util::stream::{StreamExt as _, TryStreamExt as _};
 use http_body_util::{BodyExt as _, Limited};
 use lazo_format::BlobRecord;
-use lazo_registry::{Options, Web};
+use lazo_registry::{Options, RangeAnswer, Web};
 use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::client::{
     ClientOptions, HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpResponseBody,
@@ -22,7 +21,7 @@ use object_store::signer::Signer as _;
 use object_store::{ClientConfigKey, RetryConfig};
 use reqwest::{Method, Url};
 
-use super::{BlobSource, ByteStream, ErrorKind, SourceError, blob_path};
+use super::{Answer, BlobSource, ByteStream, ErrorKind, SourceError, blob_path};
 
 /// How long a signature is good for. It is used at once; the rest is for clocks that differ, by 15 minutes at most as far
 /// as AWS takes it.
@@ -86,31 +85,36 @@ impl BucketSource {
         Ok(Self { name, prefix, builder, store, unsigned, had_credentials, web })
     }
 
-    async fn open(&self, blob: &BlobRecord, range: Range<u64>) -> Result<ByteStream, SourceError> {
+    /// `exact`: just the range, from a store that ignores ranges too.
+    async fn ask(&self, blob: &BlobRecord, range: Range<u64>, exact: bool) -> Result<Answer, SourceError> {
         let store = self.store.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match self.open_with(&store, blob, range.clone()).await {
+        match self.ask_with(&store, blob, range.clone(), exact).await {
             Err(error) if error.kind == ErrorKind::Denied && !self.unsigned => {
                 let fresh = build(&self.name, &self.builder)?;
                 if !self.has_new_credentials(&store, &fresh).await {
                     return Err(error);
                 }
                 *self.store.lock().unwrap_or_else(PoisonError::into_inner) = fresh.clone();
-                self.open_with(&fresh, blob, range).await
+                self.ask_with(&fresh, blob, range, exact).await
             }
             opened => opened,
         }
     }
 
-    async fn open_with(
+    async fn ask_with(
         &self,
         store: &AmazonS3,
         blob: &BlobRecord,
         range: Range<u64>,
-    ) -> Result<ByteStream, SourceError> {
+        exact: bool,
+    ) -> Result<Answer, SourceError> {
         let what = format!("blob {} of {}", blob.digest, self.name);
         let url = self.url(store, blob).await?;
+        if !exact {
+            return Ok(self.web.open_answer(&what, &url, blob.compressed_size, range).await?.into());
+        }
         let stream = self.web.open_range(&what, &url, blob.compressed_size, range).await?;
-        Ok(stream.map_err(SourceError::from).boxed())
+        Ok(RangeAnswer { stream, whole: false }.into())
     }
 
     /// Where the blob can be read for a while.
@@ -196,7 +200,11 @@ impl BlobSource for BucketSource {
         blob: &'a BlobRecord,
         range: Range<u64>,
     ) -> BoxFuture<'a, Result<ByteStream, SourceError>> {
-        Box::pin(self.open(blob, range))
+        Box::pin(async move { Ok(self.ask(blob, range, true).await?.stream) })
+    }
+
+    fn open<'a>(&'a self, blob: &'a BlobRecord, range: Range<u64>) -> BoxFuture<'a, Result<Answer, SourceError>> {
+        Box::pin(self.ask(blob, range, false))
     }
 }
 

@@ -8,7 +8,7 @@ use futures_util::stream::{StreamExt as _, TryStreamExt as _};
 use lazo_format::BlobRecord;
 use lazo_registry::{Endpoint, ImageRef, Source};
 
-use super::{BlobSource, ByteStream, LayoutSource, SourceError};
+use super::{Answer, BlobSource, ByteStream, LayoutSource, SourceError};
 
 /// The places that hold the blobs of an opened image, in the order in which they should be asked: mirrors, the registry
 /// itself; or its one layout or archive.
@@ -49,6 +49,10 @@ impl BlobSource for EndpointSource {
             let stream = self.0.open_range(&blob.digest, blob.compressed_size, range).await?;
             Ok(stream.map_err(SourceError::from).boxed())
         })
+    }
+
+    fn open<'a>(&'a self, blob: &'a BlobRecord, range: Range<u64>) -> BoxFuture<'a, Result<Answer, SourceError>> {
+        Box::pin(async move { Ok(self.0.open_answer(&blob.digest, blob.compressed_size, range).await?.into()) })
     }
 }
 

@@ -8,7 +8,7 @@ use lazo_format::BlobRecord;
 use lazo_registry::{Options, Web};
 use reqwest::Url;
 
-use super::{BlobSource, ByteStream, SourceError, blob_path};
+use super::{Answer, BlobSource, ByteStream, SourceError, blob_path};
 
 /// Blobs as `https://HOST/PATH/blobs/sha256/HEX`: a layout directory that a web server serves.
 pub struct WebSource {
@@ -27,12 +27,11 @@ impl WebSource {
         Self { web: Web::new(options), base, name }
     }
 
-    async fn open(&self, blob: &BlobRecord, range: Range<u64>) -> Result<ByteStream, SourceError> {
+    /// A blob's address, and its name for errors.
+    fn place(&self, blob: &BlobRecord) -> (Url, String) {
         let mut url = self.base.clone();
         url.set_path(&format!("{}{}", self.base.path(), blob_path(&blob.digest)));
-        let what = format!("blob {} of {}", blob.digest, self.name);
-        let stream = self.web.open_range(&what, &url, blob.compressed_size, range).await?;
-        Ok(stream.map_err(SourceError::from).boxed())
+        (url, format!("blob {} of {}", blob.digest, self.name))
     }
 }
 
@@ -46,7 +45,18 @@ impl BlobSource for WebSource {
         blob: &'a BlobRecord,
         range: Range<u64>,
     ) -> BoxFuture<'a, Result<ByteStream, SourceError>> {
-        Box::pin(self.open(blob, range))
+        Box::pin(async move {
+            let (url, what) = self.place(blob);
+            let stream = self.web.open_range(&what, &url, blob.compressed_size, range).await?;
+            Ok(stream.map_err(SourceError::from).boxed())
+        })
+    }
+
+    fn open<'a>(&'a self, blob: &'a BlobRecord, range: Range<u64>) -> BoxFuture<'a, Result<Answer, SourceError>> {
+        Box::pin(async move {
+            let (url, what) = self.place(blob);
+            Ok(self.web.open_answer(&what, &url, blob.compressed_size, range).await?.into())
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is known about sources and blobs, and the choice that follows from it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use lazo_format::Digest;
@@ -14,6 +14,9 @@ use crate::source::{ErrorKind, SourceError};
 
 /// How long a source is not asked for a blob that it does not have, refuses, or sent wrong. A mirror may have it by then.
 const SKIP: Duration = Duration::from_secs(60);
+
+/// How long a source that ignored a range is asked after the others: a cache that fills as it is used heeds them when it has the blob.
+const WHOLE: Duration = Duration::from_secs(60);
 
 /// How long not even when no other source can be asked: new credentials, a new certificate or a pushed image work soon, and a source that
 /// refuses is not flooded. Sources whose bytes or answers were wrong are asked at once then, as other ranges may well be right.
@@ -43,7 +46,8 @@ const QUIET: Duration = Duration::from_secs(10);
 /// Everything known.
 #[derive(Debug)]
 pub(super) struct Board {
-    sources: Vec<Health>,
+    /// In the order in which they are asked.
+    sources: BTreeMap<SourceId, Health>,
     blobs: HashMap<Digest, BlobHealth>,
     hedges: f64,
     next_token: Token,
@@ -62,13 +66,15 @@ struct Health {
     /// When the log last said that it went down, and whether that still holds there.
     told: Option<Instant>,
     told_down: bool,
+    /// It has ignored a range: until when it is taken for one that does.
+    whole: Option<Instant>,
 }
 
 /// A blob, at all sources and at each.
 #[derive(Debug, Default)]
 struct BlobHealth {
     outage: Option<Outage>,
-    pairs: HashMap<usize, Pair>,
+    pairs: HashMap<SourceId, Pair>,
 }
 
 /// A blob at a source.
@@ -134,16 +140,25 @@ enum Rank {
     /// Well, or to be probed.
     Healthy,
     Answering,
+    /// It is well, but ignores ranges.
+    Whole,
     /// It gave a definite answer before.
     LastResort,
     /// Only as somebody would wait otherwise.
     Early,
 }
 
+impl BlobHealth {
+    /// Whether there is nothing to say.
+    fn is_dull(&self) -> bool {
+        self.outage.is_none() && self.pairs.is_empty()
+    }
+}
+
 impl Board {
-    pub(super) fn new(sources: usize, policy: &Policy) -> Self {
+    pub(super) fn new(policy: &Policy) -> Self {
         Self {
-            sources: (0..sources).map(|_| Health::default()).collect(),
+            sources: BTreeMap::new(),
             blobs: HashMap::new(),
             hedges: HEDGE_BURST,
             next_token: 0,
@@ -151,14 +166,42 @@ impl Board {
         }
     }
 
+    /// There is one more source, the last in the order.
+    pub(super) fn add(&mut self, source: SourceId) {
+        self.sources.insert(source, Health::default());
+        // Blobs that nobody gave so far may be had there.
+        self.blobs.values_mut().for_each(|blob| blob.outage = None);
+    }
+
+    /// A source is gone, with all that was known about it.
+    pub(super) fn remove(&mut self, source: SourceId) {
+        self.sources.remove(&source);
+        self.blobs.values_mut().for_each(|blob| drop(blob.pairs.remove(&source)));
+        self.blobs.retain(|_, blob| !blob.is_dull());
+    }
+
+    /// A source may be asked again, for all that it did not give. What it sent wrong it would send wrong again.
+    pub(super) fn hurry(&mut self, source: SourceId, now: Instant) {
+        let Some(health) = self.sources.get_mut(&source) else { return };
+        health.gate.hurry(now);
+        for pair in self.blobs.values_mut().filter_map(|blob| blob.pairs.get_mut(&source)) {
+            pair.gate.hurry(now);
+            pair.skip = pair.skip.take().filter(|skip| skip.cause.kind == ErrorKind::BadAnswer);
+        }
+        self.blobs.retain(|_, blob| !blob.is_dull());
+    }
+
     /// The source that an open asks next.
     pub(super) fn choose(&mut self, trial: &mut Trial, now: Instant) -> Choice {
         let (mut best, mut waiting, mut wake) = (None, false, trial.give_up);
         let early = trial.urgency == Urgency::Waiting && now <= trial.give_up;
-        for source in (0..self.sources.len()).filter(|&source| !trial.is_barred(SourceId(source))) {
+        for source in self.sources.keys().copied().filter(|&source| !trial.is_barred(source)) {
             let (passage, skip) = self.look(source, trial.blob, now);
             let rank = match (passage, skip) {
                 (_, Some(skip)) if skip.alone > now => continue,
+                (Passage::Free | Passage::Due | Passage::Answering, None) if self.sends_whole(source, now) => {
+                    Rank::Whole
+                }
                 (Passage::Free | Passage::Due, None) => Rank::Healthy,
                 (Passage::Answering, None) => Rank::Answering,
                 (Passage::Early, _) if early => Rank::Early,
@@ -191,7 +234,7 @@ impl Board {
     /// went down meanwhile, or because it is slower than usual and the budget allows one more.
     pub(super) fn hedge(&mut self, trial: &Trial, of: &Pass, slow: bool, now: Instant) -> Option<Pass> {
         let source = self.other_healthy(trial.blob, of.source, |source| trial.is_barred(source), now)?;
-        let down = !of.probe && !self.sources[of.source.0].gate.is_free();
+        let down = !of.probe && !self.is_up(of.source);
         if down || (slow && of.probe) {
             return Some(self.enter(source, trial.blob, now));
         }
@@ -202,6 +245,27 @@ impl Board {
         Some(self.enter(source, trial.blob, now))
     }
 
+    /// A source has answered a request for a part of a blob with that, or with the whole blob.
+    pub(super) fn heeds_ranges(&mut self, source: SourceId, heeds: bool, now: Instant) {
+        if let Some(health) = self.sources.get_mut(&source) {
+            health.whole = (!heeds).then_some(now + WHOLE);
+        }
+    }
+
+    fn sends_whole(&self, source: SourceId, now: Instant) -> bool {
+        self.sources.get(&source).and_then(|health| health.whole).is_some_and(|until| until > now)
+    }
+
+    /// Whether the sources that would be asked for a blob now all ignore ranges.
+    pub(super) fn expects_whole(&self, blob: Digest, now: Instant) -> bool {
+        let well = |source: &SourceId| {
+            let (passage, skip) = self.look(*source, blob, now);
+            matches!(passage, Passage::Free | Passage::Due | Passage::Answering) && skip.is_none()
+        };
+        let mut asked = self.sources.keys().filter(|source| well(source)).peekable();
+        asked.peek().is_some() && asked.all(|source| self.sends_whole(*source, now))
+    }
+
     /// The first other source that is well and may be asked for this blob.
     pub(super) fn other_healthy(
         &self,
@@ -209,38 +273,40 @@ impl Board {
         than: SourceId,
         barred: impl Fn(SourceId) -> bool,
         now: Instant,
-    ) -> Option<usize> {
-        (0..self.sources.len()).find(|&source| {
+    ) -> Option<SourceId> {
+        self.sources.keys().copied().find(|&source| {
             let (passage, skip) = self.look(source, blob, now);
-            source != than.0 && !barred(SourceId(source)) && passage == Passage::Free && skip.is_none()
+            let well = passage == Passage::Free && skip.is_none() && !self.sends_whole(source, now);
+            well && source != than && !barred(source)
         })
     }
 
     /// The first source that is well; the first of all when none is.
-    pub(super) fn serving(&self) -> SourceId {
-        SourceId(self.sources.iter().position(|health| health.gate.is_free()).unwrap_or(0))
+    pub(super) fn serving(&self) -> Option<SourceId> {
+        let well = self.sources.iter().find(|(_, health)| health.gate.is_free());
+        well.or_else(|| self.sources.first_key_value()).map(|(source, _)| *source)
     }
 
     pub(super) fn is_up(&self, source: SourceId) -> bool {
-        self.sources[source.0].gate.is_free()
+        self.sources.get(&source).is_some_and(|health| health.gate.is_free())
     }
 
-    fn look(&self, source: usize, blob: Digest, now: Instant) -> (Passage, Option<&Skip>) {
-        let passage = self.sources.get(source).map_or(Passage::Free, |health| health.gate.passage(now));
+    fn look(&self, source: SourceId, blob: Digest, now: Instant) -> (Passage, Option<&Skip>) {
+        let passage = self.sources.get(&source).map_or(Passage::Free, |health| health.gate.passage(now));
         let Some(pair) = self.blobs.get(&blob).and_then(|blob| blob.pairs.get(&source)) else { return (passage, None) };
         (passage.and(pair.gate.passage(now)), pair.skip.as_ref().filter(|skip| skip.until > now))
     }
 
-    fn enter(&mut self, source: usize, blob: Digest, now: Instant) -> Pass {
+    fn enter(&mut self, source: SourceId, blob: Digest, now: Instant) -> Pass {
         let token = self.token();
-        let mut probe = self.sources[source].gate.enter(now, token);
+        let mut probe = self.sources.get_mut(&source).is_some_and(|health| health.gate.enter(now, token));
         if let Some(pair) = self.blobs.get_mut(&blob).and_then(|blob| blob.pairs.get_mut(&source)) {
             probe |= pair.gate.enter(now, token);
             if let Some(skip) = pair.skip.as_mut().filter(|skip| skip.cause.kind != ErrorKind::BadAnswer) {
                 skip.alone = now + SKIP_ALONE;
             }
         }
-        Pass { source: SourceId(source), token, probe }
+        Pass { source, token, probe }
     }
 
     fn token(&mut self) -> Token {
@@ -250,17 +316,17 @@ impl Board {
 
     /// A request is over or given up. Whether others may probe now.
     pub(super) fn release(&mut self, pass: &Pass, blob: Digest) -> bool {
-        let source = self.sources[pass.source.0].gate.end_probe(pass.token);
-        let pair = self.blobs.get_mut(&blob).and_then(|blob| blob.pairs.get_mut(&pass.source.0));
+        let source = self.sources.get_mut(&pass.source).is_some_and(|health| health.gate.end_probe(pass.token));
+        let pair = self.blobs.get_mut(&blob).and_then(|blob| blob.pairs.get_mut(&pass.source));
         pair.is_some_and(|pair| pair.gate.end_probe(pass.token)) | source
     }
 
     /// The head of a good answer is there. Whether that is news for who waits.
     pub(super) fn answered(&mut self, source: SourceId, blob: Digest, started: Instant, now: Instant) -> bool {
-        let health = &mut self.sources[source.0];
+        let Some(health) = self.sources.get_mut(&source) else { return false };
         health.lost = 0;
         let news = health.gate.answered(started, now);
-        let pair = self.blobs.get_mut(&blob).and_then(|blob| blob.pairs.get_mut(&source.0));
+        let pair = self.blobs.get_mut(&blob).and_then(|blob| blob.pairs.get_mut(&source));
         pair.is_some_and(|pair| pair.gate.answered(started, now)) | news
     }
 
@@ -272,17 +338,18 @@ impl Board {
         started: Instant,
         now: Instant,
     ) -> Option<bool> {
-        let health = &mut self.sources[source.0];
-        health.completed = Some(now);
-        let opened = health.gate.open(started);
-        // A definite answer may have opened it before, of which the log says nothing.
-        let back = opened || (health.told_down && health.gate.is_free());
-        let back = back.then(|| std::mem::take(&mut health.told_down));
+        let back = self.sources.get_mut(&source).and_then(|health| {
+            health.completed = Some(now);
+            let opened = health.gate.open(started);
+            // A definite answer may have opened it before, of which the log says nothing.
+            let back = opened || (health.told_down && health.gate.is_free());
+            back.then(|| std::mem::take(&mut health.told_down))
+        });
         if let Some(blob) = self.blobs.get_mut(&digest) {
             blob.outage = None;
             // Wrong bytes come with every sign of success.
             let keep = |skip: &Skip| skip.cause.kind == ErrorKind::BadAnswer && skip.until > now;
-            if let Some(pair) = blob.pairs.get_mut(&source.0) {
+            if let Some(pair) = blob.pairs.get_mut(&source) {
                 pair.failing = None;
                 pair.gate.open(started);
                 pair.skip = pair.skip.take().filter(keep);
@@ -302,17 +369,17 @@ impl Board {
         now: Instant,
     ) -> Change {
         let cause = Cause::from(error);
+        let Some(health) = self.sources.get_mut(&source) else { return Change::None };
         if !error.kind.is_outage() {
             // An answer, if not the one hoped for.
             let alive = matches!(error.kind, ErrorKind::NotFound | ErrorKind::Denied | ErrorKind::BadAnswer);
             if alive {
-                self.sources[source.0].lost = 0;
-                self.sources[source.0].gate.open(started);
+                health.lost = 0;
+                health.gate.open(started);
             }
             return self.skip(source, blob, cause, now);
         }
-        let health = &mut self.sources[source.0];
-        let pair = self.blobs.entry(blob).or_default().pairs.entry(source.0).or_default();
+        let pair = self.blobs.entry(blob).or_default().pairs.entry(source).or_default();
         let failing = pair.failing.filter(|&since| now - since < PAIR_MEMORY).unwrap_or(started);
         pair.failing = Some(failing);
         // Where others succeeded since this blob began to fail, the blob is at fault, and its failures must not hold up the others.
@@ -331,15 +398,18 @@ impl Board {
 
     /// A request was given up as another source's answer came sooner. Whether that makes the source count as failed.
     pub(super) fn lost(&mut self, pass: &Pass) -> bool {
-        let health = &mut self.sources[pass.source.0];
+        let Some(health) = self.sources.get_mut(&pass.source) else { return false };
         health.lost += 1;
         pass.probe || health.lost >= MAX_LOST
     }
 
     /// A source is not to be asked for a blob for some time.
     pub(super) fn skip(&mut self, source: SourceId, blob: Digest, cause: Cause, now: Instant) -> Change {
+        if !self.sources.contains_key(&source) {
+            return Change::None;
+        }
         let alone = if cause.kind == ErrorKind::BadAnswer { now } else { now + SKIP_ALONE };
-        let pair = self.blobs.entry(blob).or_default().pairs.entry(source.0).or_default();
+        let pair = self.blobs.entry(blob).or_default().pairs.entry(source).or_default();
         let known = pair.skip.as_ref().is_some_and(|skip| skip.until > now && skip.cause.kind == cause.kind);
         pair.skip = Some(Skip { until: now + SKIP, alone, cause });
         if known { Change::None } else { Change::Skipped }
@@ -347,8 +417,8 @@ impl Board {
 
     /// What is known to be wrong with a blob at a source.
     pub(super) fn cause(&self, source: SourceId, blob: Digest, now: Instant) -> Option<Cause> {
-        let (passage, skip) = self.look(source.0, blob, now);
-        let down = || self.sources[source.0].cause.clone().filter(|_| passage != Passage::Free);
+        let (passage, skip) = self.look(source, blob, now);
+        let down = || self.sources.get(&source)?.cause.clone().filter(|_| passage != Passage::Free);
         skip.map(|skip| skip.cause.clone()).or_else(down)
     }
 
@@ -409,7 +479,7 @@ impl Board {
     fn tidy(&mut self, blob: Digest) {
         let Some(health) = self.blobs.get_mut(&blob) else { return };
         health.pairs.retain(|_, pair| pair.failing.is_some() || pair.skip.is_some() || !pair.gate.is_free());
-        if health.outage.is_none() && health.pairs.is_empty() {
+        if health.is_dull() {
             self.blobs.remove(&blob);
         }
     }
@@ -424,7 +494,7 @@ impl Board {
     #[cfg(test)]
     pub(super) fn busy(&self) -> usize {
         let pairs = self.blobs.values().flat_map(|blob| blob.pairs.values());
-        let gates = self.sources.iter().map(|health| &health.gate).chain(pairs.map(|pair| &pair.gate));
+        let gates = self.sources.values().map(|health| &health.gate).chain(pairs.map(|pair| &pair.gate));
         let members = self.blobs.values().filter_map(|blob| blob.outage.as_ref()).map(|outage| outage.members as usize);
         gates.filter(|gate| gate.is_probed()).count() + members.sum::<usize>()
     }

@@ -1,4 +1,4 @@
-//! The bytes of a range as they come.
+//! The bytes of a range, or of a whole blob, as they come.
 
 use std::time::Duration;
 
@@ -10,15 +10,16 @@ use super::meter::Transfer;
 use super::pace::{AHEAD_WINDOW, HANDOVER_WINDOW, LEAST_AHEAD, LEAST_WANTED, TooSlow, Window};
 use super::request::Ticket;
 use super::{SourceId, Urgency};
-use crate::source::{ByteStream, ErrorKind, SourceError};
+use crate::source::{Answer, ByteStream, ErrorKind, SourceError};
 
 /// How long a body may stall while another source is healthy: far above the pauses of a working connection, repeated packets
 /// included, and short for a reader.
 const HANDOVER: Duration = Duration::from_secs(1);
 
-/// A range on its way from a source that was found good. To drop it is to cancel the request.
+/// A range on its way, or the whole blob if the source ignores ranges, from a source that was found good. To drop it is to cancel the request.
 pub struct Body {
     source: SourceId,
+    whole: bool,
     running: Option<Running>,
     /// Bytes to come.
     rest: u64,
@@ -45,12 +46,14 @@ impl std::fmt::Debug for Body {
 }
 
 impl Body {
-    pub(super) fn new(ticket: Ticket, stream: ByteStream, length: u64, avoid: &[SourceId]) -> Self {
+    pub(super) fn new(ticket: Ticket, answer: Answer, length: u64, avoid: &[SourceId]) -> Self {
+        let Answer { stream, whole } = answer;
         let source = ticket.source();
-        let transfer = ticket.shared().named(source).meter.transfer();
+        let transfer = ticket.named().meter.transfer();
         let (handover, ahead) = (Window::new(HANDOVER_WINDOW, LEAST_WANTED), Window::new(AHEAD_WINDOW, LEAST_AHEAD));
         let running = Some(Running { stream, ticket, transfer, handover, ahead });
-        let mut body = Self { source, running, rest: length, avoid: avoid.into(), waiting: None, too_slow: false };
+        let mut body =
+            Self { source, whole, running, rest: length, avoid: avoid.into(), waiting: None, too_slow: false };
         if length == 0 {
             body.complete();
         }
@@ -61,6 +64,12 @@ impl Body {
     #[must_use]
     pub fn source(&self) -> SourceId {
         self.source
+    }
+
+    /// Whether it is all of the blob, from its first byte on, whatever range was asked for.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.whole
     }
 
     /// The next piece, never an empty one; nothing after the last. May be cancelled and called again.
@@ -115,6 +124,18 @@ impl Body {
         self.too_slow
     }
 
+    /// Whether somebody waits for what comes now, which may change on the way through a whole blob.
+    pub(crate) fn set_urgency(&mut self, urgency: Urgency) {
+        if let Some(running) = &mut self.running {
+            running.ticket.set_urgency(urgency);
+        }
+    }
+
+    /// Ends it well: all that was wanted of it has come.
+    pub(crate) fn finish(mut self) {
+        self.complete();
+    }
+
     /// Ends it as a failure of its source.
     pub(crate) fn fail(&mut self, error: &SourceError) {
         if let Some(running) = self.running.take() {
@@ -159,7 +180,7 @@ impl Running {
     fn is_left_for_later(&mut self) -> bool {
         let slow = self.ticket.urgency() == Urgency::Ahead && self.ahead.is_slow();
         if slow {
-            self.ticket.shared().too_slow(self.ticket.source(), self.ticket.blob());
+            self.ticket.shared().too_slow(self.ticket.named(), self.ticket.blob());
         }
         slow
     }
@@ -173,7 +194,7 @@ impl Running {
     fn count(&mut self, bytes: usize) {
         self.ticket.progressed();
         self.transfer.count(bytes);
-        self.ticket.shared().named(self.ticket.source()).metrics.bytes.inc_by(bytes as u64);
+        self.ticket.named().metrics.bytes.inc_by(bytes as u64);
     }
 }
 

@@ -144,6 +144,13 @@ impl Gate {
         true
     }
 
+    /// A probe may go at once, unless the source itself has asked for the pause.
+    pub(super) fn hurry(&mut self, now: Instant) {
+        if let Some(closed) = self.0.as_mut().filter(|closed| !closed.told) {
+            (closed.due, closed.early) = (now, now);
+        }
+    }
+
     /// A request that began at `started` ended well. Whether that is news.
     pub(super) fn open(&mut self, started: Instant) -> bool {
         self.0.take_if(|closed| !closed.outdated(started)).is_some()

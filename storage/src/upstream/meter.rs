@@ -16,7 +16,7 @@ pub struct Speed {
 
 /// Taken for a source that was not measured yet: a registry some way off, on a good line, so that a first miss asks for as much as any
 /// may. Where the line is worse that costs some 0.1 s, once.
-const UNMEASURED: Speed = Speed { first_byte: Duration::from_millis(30), bytes_per_second: 100_000_000 };
+pub(super) const UNMEASURED: Speed = Speed { first_byte: Duration::from_millis(30), bytes_per_second: 100_000_000 };
 
 /// How long a first byte may take that comes from a source not measured yet, before another is asked too: new connections, a login, and a cold
 /// cache at the far end are usual then.

@@ -11,8 +11,8 @@ use tokio::time::{self, Instant};
 
 use super::board::{Change, Pass};
 use super::trial::Trial;
-use super::{Shared, SourceId, Urgency};
-use crate::source::{ByteStream, ErrorKind, SourceError};
+use super::{Named, Shared, SourceId, Urgency, down, sends_whole, skipped};
+use crate::source::{Answer, ErrorKind, SourceError};
 
 /// Patience with a probe where another source is healthy: it has a connection to make, and its reader is not to pay much for it.
 const PROBE_PATIENCE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
@@ -21,6 +21,7 @@ const PROBE_PATIENCE: (Duration, Duration) = (Duration::from_millis(250), Durati
 #[derive(Debug)]
 pub(super) struct Ticket {
     shared: Arc<Shared>,
+    named: Arc<Named>,
     pub(super) pass: Pass,
     blob: Digest,
     urgency: Urgency,
@@ -30,9 +31,9 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
-    pub(super) fn new(shared: &Arc<Shared>, pass: Pass, blob: Digest, urgency: Urgency) -> Self {
+    fn new(shared: &Arc<Shared>, named: Arc<Named>, pass: Pass, blob: Digest, urgency: Urgency) -> Self {
         let now = Instant::now();
-        Self { shared: Arc::clone(shared), pass, blob, urgency, started: now, progress: now }
+        Self { shared: Arc::clone(shared), named, pass, blob, urgency, started: now, progress: now }
     }
 
     pub(super) fn shared(&self) -> &Arc<Shared> {
@@ -43,8 +44,16 @@ impl Ticket {
         self.pass.source
     }
 
+    pub(super) fn named(&self) -> &Named {
+        &self.named
+    }
+
     pub(super) fn urgency(&self) -> Urgency {
         self.urgency
+    }
+
+    pub(super) fn set_urgency(&mut self, urgency: Urgency) {
+        self.urgency = urgency;
     }
 
     pub(super) fn blob(&self) -> Digest {
@@ -55,9 +64,8 @@ impl Ticket {
     fn answered(&mut self) {
         let now = Instant::now();
         self.progress = now;
-        let named = self.shared.named(self.source());
-        named.meter.first_byte(now - self.started);
-        named.metrics.first_byte.observe(now - self.started);
+        self.named.meter.first_byte(now - self.started);
+        self.named.metrics.first_byte.observe(now - self.started);
         if self.shared.board().answered(self.source(), self.blob, self.started, now) {
             self.shared.changed.notify_waiters();
         }
@@ -72,13 +80,13 @@ impl Ticket {
     pub(super) fn completed(self) {
         let back = self.shared.board().completed(self.source(), self.blob, self.started, Instant::now());
         if let Some(tell) = back {
-            self.shared.back(self.source(), tell);
+            self.shared.back(&self.named, tell);
         }
     }
 
     /// The source failed.
     pub(super) fn failed(self, error: &SourceError) {
-        self.shared.fail(&self.pass, self.blob, error, self.started);
+        self.shared.fail(&self.named, &self.pass, self.blob, error, self.started);
         if self.urgency == Urgency::Waiting && error.kind.is_outage() {
             self.shared.board().suffer(self.blob, self.progress, Instant::now());
         }
@@ -95,15 +103,14 @@ impl Drop for Ticket {
 
 impl Shared {
     /// A source failed; tells those whom it concerns.
-    fn fail(&self, pass: &Pass, blob: Digest, error: &SourceError, started: Instant) {
-        let named = self.named(pass.source);
+    fn fail(&self, named: &Named, pass: &Pass, blob: Digest, error: &SourceError, started: Instant) {
         named.metrics.failed(error.kind);
         let change = self.board().failed(pass.source, blob, error, started, Instant::now());
         let up = self.board().is_up(pass.source);
         named.metrics.up.set(up);
         match change {
-            Change::Down(pause) => self.down(pass.source, error, pause),
-            Change::Skipped => self.skipped(pass.source, blob, error),
+            Change::Down(pause) => down(named, error, pause),
+            Change::Skipped => skipped(named, blob, error),
             Change::None => {}
         }
         self.changed.notify_waiters();
@@ -112,16 +119,17 @@ impl Shared {
     /// A request that began at `started` was given up as another source was faster.
     fn lose(&self, pass: &Pass, blob: Digest, started: Instant) {
         let waited = Instant::now() - started;
-        self.named(pass.source).meter.no_first_byte(waited);
+        let Some(named) = self.named(pass.source) else { return };
+        named.meter.no_first_byte(waited);
         let hangs = self.board().lost(pass);
         if hangs {
-            self.fail(pass, blob, &SourceError::new(ErrorKind::Timeout, Outrun(waited)), started);
+            self.fail(&named, pass, blob, &SourceError::new(ErrorKind::Timeout, Outrun(waited)), started);
         }
     }
 }
 
 /// The head of an answer, or why there is none.
-type Head = Result<(Ticket, ByteStream), SourceError>;
+type Head = Result<(Ticket, Answer), SourceError>;
 
 /// One attempt to get a range: one request, and a second one elsewhere when that takes clearly longer than usual.
 pub(super) async fn attempt(
@@ -130,18 +138,25 @@ pub(super) async fn attempt(
     trial: &mut Trial<'_>,
     blob: &BlobRecord,
     range: &Range<u64>,
-) -> Option<(Ticket, ByteStream)> {
+) -> Option<(Ticket, Answer)> {
     let (urgency, limit) = (trial.urgency, trial.give_up + shared.policy.first_byte_timeout);
-    let request = |pass| Box::pin(head(Ticket::new(shared, pass, blob.digest, urgency), blob, range.clone(), limit));
+    let request = |named, pass| {
+        Box::pin(head(Ticket::new(shared, named, pass, blob.digest, urgency), blob, range.clone(), limit))
+    };
     let started = Instant::now();
-    let mut first = request(pass);
+    // One that was removed meanwhile is not chosen again.
+    let named = shared.named(pass.source)?;
+    let mut first = request(Arc::clone(&named), pass);
     let second_pass = tokio::select! {
         biased;
         head = &mut first => return head.map_err(|error| trial.failed(pass.source, &error)).ok(),
-        second = hedge(shared, trial, &pass, started) => second,
+        second = hedge(shared, trial, &named, &pass, started) => second,
     };
-    shared.named(second_pass.source).metrics.hedged.inc();
-    let (head, rest, late, late_pass) = match future::select(first, request(second_pass)).await {
+    let Some(second) = shared.named(second_pass.source) else {
+        return first.await.map_err(|error| trial.failed(pass.source, &error)).ok();
+    };
+    second.metrics.hedged.inc();
+    let (head, rest, late, late_pass) = match future::select(first, request(second, second_pass)).await {
         Either::Left((head, second)) => (head, second, pass, second_pass),
         Either::Right((head, first)) => (head, first, second_pass, pass),
     };
@@ -161,8 +176,8 @@ pub(super) async fn attempt(
 }
 
 /// Waits until a second request is to be made beside one that began at `started`, and gets leave for it.
-async fn hedge(shared: &Arc<Shared>, trial: &Trial<'_>, first: &Pass, started: Instant) -> Pass {
-    let usual = shared.named(first.source).meter.patience();
+async fn hedge(shared: &Arc<Shared>, trial: &Trial<'_>, named: &Named, first: &Pass, started: Instant) -> Pass {
+    let usual = named.meter.patience();
     let patience = if first.probe { usual.clamp(PROBE_PATIENCE.0, PROBE_PATIENCE.1) } else { usual };
     let allowed = shared.policy.hedge || first.probe;
     loop {
@@ -182,15 +197,21 @@ async fn hedge(shared: &Arc<Shared>, trial: &Trial<'_>, first: &Pass, started: I
 /// One request, up to the head of its answer.
 async fn head(mut ticket: Ticket, blob: &BlobRecord, range: Range<u64>, limit: Instant) -> Head {
     let shared = Arc::clone(ticket.shared());
-    let named = shared.named(ticket.source());
+    let named = Arc::clone(&ticket.named);
     named.metrics.requests.inc();
     let patience = shared.policy.first_byte_timeout;
     let limit = limit.min(Instant::now() + patience);
-    let head = time::timeout_at(limit, named.source.open_range(blob, range)).await;
+    let head = time::timeout_at(limit, named.source.open(blob, range.clone())).await;
     match head.unwrap_or_else(|_| Err(SourceError::new(ErrorKind::Timeout, NoAnswer(patience)))) {
-        Ok(stream) => {
+        Ok(answer) => {
             ticket.answered();
-            Ok((ticket, stream))
+            if range != (0..blob.compressed_size) {
+                shared.board().heeds_ranges(ticket.source(), !answer.whole, Instant::now());
+            }
+            if answer.whole {
+                sends_whole(&named);
+            }
+            Ok((ticket, answer))
         }
         Err(error) => {
             ticket.failed(&error);

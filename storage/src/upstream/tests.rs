@@ -1,5 +1,6 @@
 //! Every clause of the policy against sources that follow a script, under a clock that jumps to the next event.
 
+mod changing;
 mod dripping;
 mod hedging;
 mod order;
@@ -249,11 +250,11 @@ fn with_policy<const N: usize>(sources: [&Arc<Scripted>; N], policy: Policy) -> 
 }
 
 /// Opens and reads all. Which source gave it, or what went wrong where; and how long that took.
-async fn read(upstream: &Upstream, blob: &BlobRecord) -> Result<(usize, Duration), ReadError> {
+async fn read(upstream: &Upstream, blob: &BlobRecord) -> Result<(u64, Duration), ReadError> {
     read_as(upstream, blob, Urgency::Waiting).await
 }
 
-async fn read_as(upstream: &Upstream, blob: &BlobRecord, urgency: Urgency) -> Result<(usize, Duration), ReadError> {
+async fn read_as(upstream: &Upstream, blob: &BlobRecord, urgency: Urgency) -> Result<(u64, Duration), ReadError> {
     let start = Instant::now();
     let mut body = upstream.open(blob, 0..LENGTH, urgency, &[]).await?;
     let got = drain(&mut body).await?;

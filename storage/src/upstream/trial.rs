@@ -1,5 +1,7 @@
 //! What one open has tried so far.
 
+use std::collections::BTreeMap;
+
 use lazo_format::Digest;
 use tokio::time::Instant;
 
@@ -19,10 +21,17 @@ pub(super) struct Trial<'a> {
     opened: Instant,
     /// When the wait is over: from then on each source that is well is asked once more at most.
     pub(super) give_up: Instant,
-    /// By source, what it answered; and whether it is not to be asked again.
-    causes: Vec<Option<Cause>>,
-    spent: Vec<bool>,
+    /// Sources that were asked in vain.
+    failed: BTreeMap<SourceId, Failed>,
     member: Option<Member>,
+}
+
+/// What a source answered.
+#[derive(Debug)]
+struct Failed {
+    cause: Cause,
+    /// It is not to be asked again.
+    spent: bool,
 }
 
 /// Membership in a blob's outage.
@@ -35,7 +44,7 @@ pub(super) struct Member {
 
 impl<'a> Trial<'a> {
     pub(super) fn new(shared: &'a Shared, blob: Digest, urgency: Urgency, avoid: &'a [SourceId]) -> Self {
-        let (opened, sources) = (Instant::now(), shared.sources.len());
+        let opened = Instant::now();
         Self {
             shared,
             blob,
@@ -43,28 +52,26 @@ impl<'a> Trial<'a> {
             avoid,
             opened,
             give_up: opened + shared.policy.outage_limit,
-            causes: vec![None; sources],
-            spent: vec![false; sources],
+            failed: BTreeMap::new(),
             member: None,
         }
     }
 
     /// Whether this open may not ask a source (again).
     pub(super) fn is_barred(&self, source: SourceId) -> bool {
-        self.spent[source.0] || self.avoid.contains(&source)
+        self.failed.get(&source).is_some_and(|failed| failed.spent) || self.avoid.contains(&source)
     }
 
     /// Whether a source that is not asked again may serve another open.
     pub(super) fn leaves_hope(&self) -> bool {
-        let hope = |cause: &Option<Cause>| cause.as_ref().is_some_and(|cause| cause.kind.is_outage());
-        self.causes.iter().zip(&self.spent).any(|(cause, &spent)| spent && hope(cause))
+        self.failed.values().any(|failed| failed.spent && failed.cause.kind.is_outage())
     }
 
     /// A source failed. It is asked again by an open that waits, where that may help.
     pub(super) fn failed(&mut self, source: SourceId, error: &SourceError) {
         let waits = self.urgency == Urgency::Waiting && Instant::now() < self.give_up;
-        self.spent[source.0] = !waits || !error.kind.is_outage();
-        self.causes[source.0] = Some(error.into());
+        let spent = !waits || !error.kind.is_outage();
+        self.failed.insert(source, Failed { cause: error.into(), spent });
     }
 
     /// Counts this open among those who wait in the blob's outage. Returns when the limit runs out.
@@ -78,14 +85,14 @@ impl<'a> Trial<'a> {
     }
 
     pub(super) fn error(&self, reason: Reason) -> UpstreamError {
+        let listed = self.shared.listed();
         let (board, now) = (self.shared.board(), Instant::now());
-        let cause = |id: SourceId| self.causes[id.0].clone().or_else(|| board.cause(id, self.blob, now));
-        let tried =
-            |(id, named): (usize, &super::Named)| Tried { source: named.name.clone(), cause: cause(SourceId(id)) };
+        let told = |id| self.failed.get(&id).map(|failed| failed.cause.clone());
+        let cause = |id| told(id).or_else(|| board.cause(id, self.blob, now));
         UpstreamError {
             blob: self.blob,
             reason,
-            tried: self.shared.sources.iter().enumerate().map(tried).collect(),
+            tried: listed.iter().map(|(id, named)| Tried { source: named.name.clone(), cause: cause(*id) }).collect(),
             waited: now - self.opened,
         }
     }

@@ -44,6 +44,11 @@ impl Node for Nobody {
         worker::request(&MountRequest::new(image, "/".into()))
     }
 
+    async fn refer(&self, mount_point: PathBuf, _: Vec<String>) -> Result<(), ApiError> {
+        assert_plain(&mount_point);
+        Err(ApiError::new(ErrorKind::NotFound, format!("{} is no mount", mount_point.display())))
+    }
+
     async fn umount(&self, mount_point: PathBuf, _lazy: bool) -> Result<(), ApiError> {
         assert_plain(&mount_point);
         Err(ApiError::new(ErrorKind::NotFound, format!("{} is no mount", mount_point.display())))

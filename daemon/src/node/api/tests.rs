@@ -88,6 +88,10 @@ impl Node for Small {
         (image != "bad").then_some(()).ok_or_else(|| ApiError::new(ErrorKind::Invalid, "image bad: there is none"))
     }
 
+    async fn refer(&self, mount_point: PathBuf, _: Vec<String>) -> Result<(), ApiError> {
+        Err(ApiError::new(ErrorKind::NotFound, format!("{} is no mount", mount_point.display())))
+    }
+
     async fn umount(&self, mount_point: PathBuf, _lazy: bool) -> Result<(), ApiError> {
         let mut mounts = self.mounts.lock().unwrap();
         let before = mounts.len();
@@ -104,6 +108,7 @@ impl Node for Small {
         vec![ImageInfo {
             slot: 0,
             image: "good".into(),
+            references: vec!["good".into()],
             manifest: "sha256:0".into(),
             mode: Served::Erofs,
             mounts: 0,

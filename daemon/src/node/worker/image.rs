@@ -12,7 +12,8 @@ use lazo_storage::{BlobSource, LazoImage, Parts, PlainBlob, RateLimiter, Reader,
 use tokio::sync::oneshot;
 
 use super::Worker;
-use super::state::{DataOptions, ImageRecord};
+use super::references::{Found, References};
+use super::state::{DataOptions, ImageRecord, MountRecord, Reference};
 use crate::fs::FileSystem;
 use crate::node::config;
 use crate::node::protocol::{ApiError, ErrorKind, MountRequest, RegistryOptions, Served};
@@ -23,14 +24,19 @@ const WARM_LIMIT: Duration = Duration::from_secs(20);
 /// An image whose metadata is at hand, and where its data comes from.
 pub(super) struct Opened {
     pub(super) image: LazoImage,
+    /// Those that were configured or asked for besides the image's own.
     pub(super) sources: Vec<Arc<dyn BlobSource>>,
+    /// The image's own.
+    pub(super) found: Vec<Found>,
 }
 
 /// What is wanted of an image, from a request or a record.
 pub(super) struct Wanted {
-    /// For messages.
+    /// The first of its names, for messages.
     pub(super) name: String,
     pub(super) image: ImageRef,
+    /// All of its names.
+    pub(super) references: Vec<Reference>,
     pub(super) platform: Platform,
     pub(super) data: DataOptions,
     pub(super) which: Which,
@@ -56,15 +62,33 @@ impl Wanted {
             registry: request.registry.clone(),
         };
         let which = request.files.clone().map_or(Which::Named, Which::Files);
-        Self::new(&request.image, platform, data, which)
+        let names = std::iter::once(&request.image).chain(&request.also);
+        let references = names.map(|name| Reference::now(name.clone(), request.registry.clone())).collect();
+        Self::new(references, platform, data, which)
     }
 
     pub(super) fn of_record(record: &ImageRecord) -> Result<Self, ApiError> {
         let which = Which::Kept(parse("manifest", &record.manifest)?);
-        Self::new(&record.image, parse("platform", &record.platform)?, record.data.clone(), which)
+        Self::new(record.references(), parse("platform", &record.platform)?, record.data.clone(), which)
     }
 
-    fn new(name: &str, platform: Platform, data: DataOptions, which: Which) -> Result<Self, ApiError> {
+    /// What a mount that was lost had of an image.
+    pub(super) fn of_mount(record: &ImageRecord, mount: &MountRecord) -> Result<Self, ApiError> {
+        let references = mount.references();
+        Ok(Self { references, ..Self::of_record(record)? })
+    }
+
+    fn new(references: Vec<Reference>, platform: Platform, data: DataOptions, which: Which) -> Result<Self, ApiError> {
+        let name = references.first().map(|first| first.image.clone()).unwrap_or_default();
+        let image = Self::check(&name)?;
+        for other in references.iter().skip(1) {
+            Self::check(&other.image)?;
+        }
+        Ok(Self { name, image, references, platform, data, which })
+    }
+
+    /// A name that can be one of an image.
+    pub(super) fn check(name: &str) -> Result<ImageRef, ApiError> {
         let image: ImageRef = parse("image", name)?;
         if let ImageRef::OciLayout { path, .. }
         | ImageRef::OciArchive { path, .. }
@@ -73,16 +97,7 @@ impl Wanted {
         {
             return Err(ApiError::new(ErrorKind::Invalid, format!("image {name}: its path is not absolute")));
         }
-        Ok(Self { name: name.to_owned(), image, platform, data, which })
-    }
-
-    /// Where the data comes from, whatever the tag. Equal ones can share what is served.
-    pub(super) fn origin(&self) -> String {
-        let place = match &self.image {
-            ImageRef::Docker(reference) => format!("{}/{}", reference.host, reference.repository),
-            other => other.to_string(),
-        };
-        format!("{place} {:?}", self.data)
+        Ok(image)
     }
 
     /// Whose room it takes while it is opened: a registry's, or a layout's or archive's.
@@ -96,13 +111,24 @@ impl Wanted {
     }
 }
 
-fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(what: &str, text: &str) -> Result<T, ApiError> {
+pub(super) fn parse<T: std::str::FromStr<Err: std::fmt::Display>>(what: &str, text: &str) -> Result<T, ApiError> {
     text.parse().map_err(|error| ApiError::new(ErrorKind::Invalid, format!("{what} {text:?}: {error}")))
 }
 
+/// Files that a name has read.
+fn files_of(reference: &Reference) -> Vec<PathBuf> {
+    let layout = match reference.image.parse() {
+        Ok(
+            ImageRef::OciLayout { path, .. } | ImageRef::OciArchive { path, .. } | ImageRef::DockerArchive { path, .. },
+        ) => Some(path),
+        _ => None,
+    };
+    let RegistryOptions { ca, authfile, token_file, hosts_dir, .. } = &reference.registry;
+    layout.into_iter().chain(ca.iter().chain(authfile).chain(token_file).chain(hosts_dir).cloned()).collect()
+}
+
 impl Worker {
-    fn registry_options(&self, data: &DataOptions) -> Options {
-        let wanted = &data.registry;
+    pub(super) fn registry_options(&self, wanted: &RegistryOptions) -> Options {
         let mut options = self.registry.clone();
         options.plain_http |= wanted.plain_http;
         options.insecure |= wanted.insecure;
@@ -150,15 +176,8 @@ impl Worker {
 
     /// Refuses files in the daemon's own mounts: it would wait for itself.
     fn check_files(&self, wanted: &Wanted) -> Result<(), ApiError> {
-        let layout = match &wanted.image {
-            ImageRef::OciLayout { path, .. }
-            | ImageRef::OciArchive { path, .. }
-            | ImageRef::DockerArchive { path, .. } => Some(path),
-            ImageRef::Docker(_) => None,
-        };
-        let RegistryOptions { ca, authfile, token_file, hosts_dir, .. } = &wanted.data.registry;
-        let adopted = if let Which::Files(files) = &wanted.which { Some(files) } else { None };
-        let files = layout.into_iter().chain(adopted).chain(ca).chain(authfile).chain(token_file).chain(hosts_dir);
+        let adopted = if let Which::Files(files) = &wanted.which { Some(files.clone()) } else { None };
+        let files = wanted.references.iter().flat_map(files_of).chain(adopted);
         let tables = self.tables();
         for file in files {
             let own = tables.mounts.keys().chain([&self.config.run_dir]).find(|own| file.starts_with(own));
@@ -172,7 +191,7 @@ impl Worker {
 
     async fn open_here(&self, wanted: &Wanted) -> Result<Opened, ApiError> {
         let failed = |error: &dyn std::error::Error| ApiError::of(ErrorKind::Image, error);
-        let options = self.registry_options(&wanted.data);
+        let options = self.registry_options(&wanted.data.registry);
         let mut sources = Vec::new();
         for text in &wanted.data.sources {
             let spec: SourceSpec = parse("source", text)?;
@@ -181,42 +200,33 @@ impl Worker {
         for spec in &self.sources {
             sources.push(spec.open(&options).map_err(|error| failed(&error))?);
         }
-        let source = Source::open(&wanted.image, &options).await;
         let state_dir = &self.config.state_dir;
         let image = match &wanted.which {
             Which::Named => {
-                let source = source.as_ref().map_err(|error| failed(error))?;
-                LazoImage::open(source, state_dir, &wanted.platform).await
+                let source = Source::open(&wanted.image, &options).await.map_err(|error| failed(&error))?;
+                LazoImage::open(&source, state_dir, &wanted.platform).await
             }
             Which::Kept(digest) => LazoImage::kept(wanted.name.clone(), state_dir, digest),
             Which::Files(files) => LazoImage::adopt(wanted.name.clone(), state_dir, files),
         };
         let image = image.map_err(|error| failed(&error))?;
-        let own = source
-            .map_err(|error| failed(&error))
-            .and_then(|source| lazo_storage::of_image(&source).map_err(|error| failed(&error)));
-        match own {
-            Ok(own) => sources.extend(own),
-            // What is in the cache, or comes from elsewhere, is served all the same.
-            Err(error) if !matches!(wanted.which, Which::Named) => {
-                tracing::warn!(image = wanted.name, error = error.error, "the image's own source cannot be used");
-            }
-            Err(error) => return Err(error),
-        }
-        if sources.is_empty() && matches!(wanted.which, Which::Named) {
+        let found = self.find(&wanted.references).await;
+        if matches!(wanted.which, Which::Named) && sources.is_empty() && found.iter().all(|(_, own)| own.is_empty()) {
             let error = crate::Error::NoSource { image: wanted.name.clone() };
             return Err(failed(&error));
         }
-        Ok(Opened { image, sources })
+        Ok(Opened { image, sources, found })
     }
 
     /// Connects and logs in to an image's source, for those who will want its blobs: connections and logins are the worker's.
     pub(super) async fn warm(self: &Arc<Self>, image: String) -> Result<(), ApiError> {
-        let wanted = Wanted::new(&image, Platform::host(), DataOptions::default(), Which::Named)?;
+        let data = DataOptions::default();
+        let reference = Reference::now(image.clone(), data.registry.clone());
+        let wanted = Wanted::new(vec![reference], Platform::host(), data, Which::Named)?;
         let Some(room) = self.warming.try_take(&wanted.place()) else { return Ok(()) };
         let worker = Arc::clone(self);
         self.runtime.spawn(async move {
-            let options = worker.registry_options(&wanted.data);
+            let options = worker.registry_options(&wanted.data.registry);
             let looked = async {
                 let source = Source::open(&wanted.image, &options).await?;
                 source.root_digest().await
@@ -232,8 +242,8 @@ impl Worker {
         Ok(())
     }
 
-    /// The tree and data of an image.
-    pub(super) fn file_system(&self, opened: Opened, data: &DataOptions) -> Arc<FileSystem> {
+    /// The tree and data of an image, and by what it was asked for.
+    pub(super) fn file_system(&self, opened: Opened, data: &DataOptions) -> (Arc<FileSystem>, References) {
         let mut policy = self.config.policy();
         if let Some(limit) = data.outage_limit {
             policy.outage_limit = Duration::from_secs(limit.min(config::MAX_OUTAGE_LIMIT));
@@ -247,7 +257,8 @@ impl Worker {
             metrics: Arc::clone(&self.metrics),
             runtime: self.runtime.clone(),
         };
-        Arc::new(FileSystem::new(opened.image, Arc::new(Reader::new(parts))))
+        let references = References::new(opened.found, Some(&parts.upstream));
+        (Arc::new(FileSystem::new(opened.image, Arc::new(Reader::new(parts)))), references)
     }
 
     /// Begins what nobody waits for, once this worker is ready: what was mounted before is served first, and the control socket
@@ -276,6 +287,8 @@ pub(super) struct Image {
     pub(super) record: ImageRecord,
     /// What makes requests share it.
     pub(super) key: String,
+    /// By what it was asked for.
+    pub(super) references: References,
     /// None if it could not be restored.
     pub(super) fs: Result<Arc<FileSystem>, String>,
     /// Blobs that the kernel reads from the cache itself; no other process removes them meanwhile.
@@ -285,7 +298,9 @@ pub(super) struct Image {
 }
 
 impl Image {
-    pub(super) fn key(manifest: &str, mode: Served, origin: &str) -> String {
-        format!("{manifest} {mode} {origin}")
+    /// Requests with equal keys share the image, whatever they call it.
+    pub(super) fn key(manifest: &str, mode: Served, data: &DataOptions) -> String {
+        let DataOptions { sources, outage_limit, prefetch, registry: _ } = data;
+        format!("{manifest} {mode} {sources:?} {outage_limit:?} {prefetch:?}")
     }
 }

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use tokio::sync::{oneshot, watch};
 
 use super::image::{Image, Opened, Wanted};
-use super::state::{DataOptions, ImageRecord, MountRecord};
+use super::state::{DataOptions, ImageRecord, MountRecord, Reference};
 use super::{Worker, blobs};
 use crate::fs::FileSystem;
 use crate::fuse::{Answerer, Fuse};
@@ -146,10 +146,11 @@ impl Worker {
             // More than the configuration, which knows nothing of this image: it does not run otherwise.
             mode = Served::Fuse;
         }
+        let references = wanted.references.clone();
         let slot = self.take_image(wanted, mode, opened).await?;
         let made = self.show(request, slot).await;
         if made.is_err() {
-            self.leave_image(slot).await;
+            self.leave_image(slot, &references).await;
         }
         made
     }
@@ -164,6 +165,8 @@ impl Worker {
             slot,
             mount_point: request.mount_point.clone(),
             image: request.image.clone(),
+            also: request.also.clone(),
+            registry: request.registry.clone(),
             writable: request.writable.clone(),
             map: request.map.clone(),
             nosuid: request.nosuid,
@@ -196,12 +199,12 @@ impl Worker {
     }
 
     /// An image in the kernel, made if there is none like it, with one more mount.
-    async fn take_image(self: &Arc<Self>, wanted: Wanted, mode: Served, opened: Opened) -> Result<u32, ApiError> {
+    async fn take_image(self: &Arc<Self>, wanted: Wanted, mode: Served, mut opened: Opened) -> Result<u32, ApiError> {
         let manifest = opened.image.manifest_digest().to_string();
-        let key = Image::key(&manifest, mode, &wanted.origin());
+        let key = Image::key(&manifest, mode, &wanted.data);
         let lock = Arc::clone(self.tables().making.entry(key.clone()).or_default());
         let held = lock.lock().await;
-        let result = match self.join_image(&key) {
+        let result = match self.join_image(&key, &mut opened) {
             Some(slot) => Ok(slot),
             None => self.make_image(wanted, manifest, mode, opened, key.clone()).await,
         };
@@ -210,10 +213,13 @@ impl Worker {
         result
     }
 
-    fn join_image(&self, key: &str) -> Option<u32> {
+    /// An image that is served already. The names by which it is asked for now are sources of it from here on.
+    fn join_image(&self, key: &str, opened: &mut Opened) -> Option<u32> {
         let mut tables = self.tables();
         let (slot, image) = tables.images.iter_mut().find(|(_, image)| image.key == key && image.fs.is_ok())?;
         image.mounts += 1;
+        image.hold(std::mem::take(&mut opened.found));
+        self.save(image);
         Some(*slot)
     }
 
@@ -243,12 +249,13 @@ impl Worker {
             platform: wanted.platform.to_string(),
             mode,
             data: wanted.data,
+            references: wanted.references,
             plain: Vec::new(),
             sysfs: None,
             left: Vec::new(),
         };
         self.state.save(&record).map_err(failed)?;
-        let fs = self.file_system(opened, &record.data);
+        let (fs, references) = self.file_system(opened, &record.data);
         let made = match mode {
             Served::Erofs => self.mount_erofs(slot, &fs).await,
             Served::Fuse => self.mount_tree(slot, &record.image, &fs).await.map(|()| (None, Vec::new())),
@@ -268,7 +275,9 @@ impl Worker {
         }
         self.start_background(&fs, &record.data);
         tracing::info!(image = record.image, manifest = record.manifest, slot, %mode, plain = plain.len(), "an image is served");
-        let image = Image { record, key, fs: Ok(fs), plain, mounts: 1 };
+        let held = record.references.iter().map(|name| (name.clone(), Vec::new())).collect();
+        let mut image = Image { record, key, references, fs: Ok(fs), plain, mounts: 1 };
+        image.hold(held);
         self.tables().images.insert(slot, image);
         Ok(slot)
     }
@@ -380,12 +389,14 @@ impl Worker {
         });
     }
 
-    /// One mount of an image less. The last one ends it.
-    pub(super) async fn leave_image(&self, slot: u32) {
+    /// One mount of an image less, and what it held of the image's names. The last one ends it.
+    pub(super) async fn leave_image(&self, slot: u32, references: &[Reference]) {
         let (key, lock) = {
             let mut tables = self.tables();
             let Some(image) = tables.images.get_mut(&slot) else { return };
             image.mounts = image.mounts.saturating_sub(1);
+            image.release(references);
+            self.save(image);
             let key = image.key.clone();
             let lock = Arc::clone(tables.making.entry(key.clone()).or_default());
             (key, lock)
@@ -485,7 +496,7 @@ impl Worker {
             self.count(&tables);
         }
         tracing::info!(image = record.image, mount_point = %record.mount_point.display(), "unmounted");
-        self.leave_image(record.slot).await;
+        self.leave_image(record.slot, &record.references()).await;
         self.left.notify_waiters();
     }
 
@@ -598,6 +609,7 @@ fn image_info(image: &Image) -> ImageInfo {
     ImageInfo {
         slot: u64::from(image.record.slot),
         image: image.record.image.clone(),
+        references: image.references.list().into_iter().map(|reference| reference.image).collect(),
         manifest: image.record.manifest.clone(),
         mode: image.record.mode,
         mounts: image.mounts,
@@ -624,7 +636,8 @@ pub(super) fn request_of(record: &MountRecord, mode: Served, data: &DataOptions)
         user: record.user,
         sources: data.sources.clone(),
         outage_limit: data.outage_limit,
-        registry: data.registry.clone(),
+        also: record.also.clone(),
+        registry: record.registry.clone(),
         ..MountRequest::new(record.image.clone(), record.mount_point.clone())
     }
 }

@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use super::blobs::{ABOUT_NAME, Blobs, Trim, file_name};
 use super::image::{Image, Wanted};
 use super::mounts::{Mount, TREE_THREADS, refused, request_of, strange, tree_name};
+use super::references::References;
 use super::state::{ImageRecord, MountRecord};
 use super::{BLOBS, Worker};
 use crate::error::{Error, Result};
@@ -173,14 +174,16 @@ impl Worker {
     async fn restore_image(self: Arc<Self>, record: ImageRecord, device: Option<OwnedFd>) {
         let slot = record.slot;
         let opened = match Wanted::of_record(&record) {
-            Ok(wanted) => self.open(wanted).await.map(|(wanted, opened)| (opened, wanted.origin())),
+            Ok(wanted) => self.open(wanted).await.map(|(_, opened)| opened),
             Err(error) => Err(error),
         };
-        let mut image = Image { key: String::new(), fs: Err(String::new()), plain: Vec::new(), mounts: 0, record };
+        let key = Image::key(&record.manifest, record.mode, &record.data);
+        let (references, fs) = (References::default(), Err(String::new()));
+        let mut image = Image { key, references, fs, plain: Vec::new(), mounts: 0, record };
         match opened {
-            Ok((opened, origin)) => {
-                let fs = self.file_system(opened, &image.record.data);
-                image.key = Image::key(&image.record.manifest, image.record.mode, &origin);
+            Ok(opened) => {
+                let (fs, references) = self.file_system(opened, &image.record.data);
+                image.references = references;
                 if let Err(error) = self.serve_again(&mut image, &fs, device).await {
                     tracing::error!(slot, %error, "an image cannot be served again");
                 }
@@ -201,15 +204,19 @@ impl Worker {
         }
         let unused = {
             let mut tables = self.tables();
-            let users = tables.mounts.values().filter_map(Mount::record).filter(|mount| mount.slot == slot).count();
-            image.mounts = users as u64;
+            let users = tables.mounts.values().filter_map(Mount::record).filter(|mount| mount.slot == slot);
+            for mount in users {
+                image.mounts += 1;
+                image.references.count(&mount.references());
+            }
+            let unused = image.mounts == 0;
             tables.images.insert(slot, image);
             tables.restoring.remove(&slot);
             self.count(&tables);
-            users == 0
+            unused
         };
         if unused {
-            self.leave_image(slot).await;
+            self.leave_image(slot, &[]).await;
         }
     }
 
@@ -256,7 +263,7 @@ impl Worker {
         }
         for mount in mounts {
             let Some(image) = images.get(&mount.slot) else { continue };
-            let made = match Wanted::of_record(image) {
+            let made = match Wanted::of_mount(image, &mount) {
                 Ok(wanted) => self.make_mount(request_of(&mount, image.mode, &image.data), Some(wanted)).await,
                 Err(error) => Err(error),
             };

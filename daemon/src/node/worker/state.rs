@@ -34,6 +34,10 @@ pub(super) struct ImageRecord {
     pub(super) platform: String,
     pub(super) mode: Served,
     pub(super) data: DataOptions,
+    /// By what it was asked for, in the order in which its sources are asked. Older versions know the first only, which is in
+    /// `image` and `data`, too; and records of theirs have none here.
+    #[serde(default)]
+    pub(super) references: Vec<Reference>,
     /// Blobs whose cache files the kernel reads itself.
     #[serde(default)]
     pub(super) plain: Vec<u16>,
@@ -45,7 +49,19 @@ pub(super) struct ImageRecord {
     pub(super) left: Vec<PathBuf>,
 }
 
-/// Where an image's data comes from, as requested. Mounts with equal ones share the image.
+/// One of the names by which an image was asked for: a source of its blobs, with a login of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Reference {
+    /// As it was requested, with absolute paths.
+    pub(super) image: String,
+    #[serde(default)]
+    pub(super) registry: RegistryOptions,
+    /// When it was last asked for, seconds since 1970.
+    #[serde(default)]
+    pub(super) used: u64,
+}
+
+/// Where an image's data comes from, as requested. Mounts with equal ones, but for how registries are reached, share the image.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct DataOptions {
     #[serde(default)]
@@ -65,6 +81,11 @@ pub(super) struct MountRecord {
     pub(super) slot: u32,
     pub(super) mount_point: PathBuf,
     pub(super) image: String,
+    /// Names that the image has besides, which this mount holds.
+    #[serde(default)]
+    pub(super) also: Vec<String>,
+    #[serde(default)]
+    pub(super) registry: RegistryOptions,
     #[serde(default)]
     pub(super) writable: Option<Writable>,
     #[serde(default)]
@@ -80,6 +101,35 @@ pub(super) struct MountRecord {
     pub(super) user: u32,
     /// Seconds since 1970.
     pub(super) since: u64,
+}
+
+impl ImageRecord {
+    /// By what it was asked for. The first is what older versions know.
+    pub(super) fn references(&self) -> Vec<Reference> {
+        if self.references.is_empty() {
+            return vec![Reference { image: self.image.clone(), registry: self.data.registry.clone(), used: 0 }];
+        }
+        self.references.clone()
+    }
+
+    /// Sets by what it was asked for.
+    pub(super) fn refer(&mut self, references: Vec<Reference>) {
+        if let Some(first) = references.first() {
+            self.image.clone_from(&first.image);
+            self.data.registry.clone_from(&first.registry);
+            self.references = references;
+        }
+    }
+}
+
+impl MountRecord {
+    /// The names that it holds of its image.
+    pub(super) fn references(&self) -> Vec<Reference> {
+        let names = std::iter::once(&self.image).chain(&self.also);
+        let reference =
+            |image: &String| Reference { image: image.clone(), registry: self.registry.clone(), used: self.since };
+        names.map(reference).collect()
+    }
 }
 
 /// A record that has a number.
@@ -208,6 +258,8 @@ mod tests {
             slot: 1,
             mount_point: "/mnt/a".into(),
             image: "h/r:t".into(),
+            also: Vec::new(),
+            registry: RegistryOptions::default(),
             writable: Some(Writable::Tmpfs { size: None }),
             map: None,
             nosuid: true,

@@ -6,7 +6,7 @@ use super::*;
 const EVERY: Duration = Duration::from_millis(400);
 
 fn slow(upstream: &Upstream) -> u64 {
-    upstream.0.sources.iter().map(|named| named.metrics.slow.get()).sum()
+    upstream.0.listed().iter().map(|(_, named)| named.metrics.slow.get()).sum()
 }
 
 #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ async fn train(upstream: &Upstream, reads: u8) {
 }
 
 fn hedged(upstream: &Upstream) -> u64 {
-    upstream.0.sources.iter().map(|named| named.metrics.hedged.get()).sum()
+    upstream.0.listed().iter().map(|(_, named)| named.metrics.hedged.get()).sum()
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,7 +10,7 @@ async fn the_first_source_serves_as_long_as_it_is_well() {
         assert_eq!(read(&upstream, &blob(number)).await.unwrap().0, 0);
     }
     assert_eq!((a.calls(), b.calls()), (10, 0));
-    assert_eq!((upstream.name(SourceId(0)), upstream.name(SourceId(1))), ("a", "b"));
+    assert_eq!((&*upstream.name(SourceId(0)), &*upstream.name(SourceId(1))), ("a", "b"));
     assert_eq!(a.running(), 0);
     let empty = upstream.open(&blob(0), 7..7, Urgency::Waiting, &[]).await.unwrap().next().await;
     assert_eq!(empty.unwrap(), None);

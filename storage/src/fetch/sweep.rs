@@ -1,0 +1,313 @@
+//! Whole blobs on their way, as sources send them that ignore ranges.
+//!
+//! Such an answer is taken apart from its first byte on. Every chunk that is neither in the cache nor on its way is kept as it passes; and a
+//! request for chunks that have not passed yet *joins* the answer, so that one download serves all readers of the blob. What has passed
+//! and is wanted again is asked for anew. When the answer ends before its time, the requests that joined it are made by those who
+//! have them.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use lazo_format::Digest;
+use tokio::sync::oneshot;
+
+use super::request::{Load, Request};
+use super::room::{Granted, kib};
+use super::{Attempt, Fetcher, Job};
+use crate::blob::{Blob, Claim, weight};
+use crate::metrics::Priority;
+use crate::source::SourceError;
+use crate::upstream::pace::{LEAST_WANTED, TooSlow};
+use crate::upstream::{Body, SourceId, Urgency};
+
+/// Those that can be joined: one a blob.
+#[derive(Debug, Default)]
+pub(super) struct Sweeps(Mutex<HashMap<Digest, Arc<Sweep>>>);
+
+/// A whole blob on its way, or about to be asked for.
+#[derive(Debug, Default)]
+struct Sweep(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// The first chunk that has not passed.
+    next: u32,
+    joined: Vec<Joined>,
+    /// Something that passed was of use.
+    brought: bool,
+    ended: bool,
+}
+
+/// A request that comes back, as what was joined has ended.
+#[derive(Debug)]
+pub(super) struct Back {
+    pub(super) request: Request,
+    /// It was of use to somebody.
+    pub(super) brought: bool,
+}
+
+/// A request that is not made, as what it wants is on its way.
+#[derive(Debug)]
+struct Joined {
+    request: Request,
+    /// Gets it back if it was not satisfied. Dropped when it was.
+    back: oneshot::Sender<Back>,
+}
+
+impl Sweep {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn join(&self, request: Request) -> Result<oneshot::Receiver<Back>, Request> {
+        let mut state = self.state();
+        if state.ended || request.first() < state.next {
+            return Err(request);
+        }
+        let (back, waiting) = oneshot::channel();
+        state.joined.push(Joined { request, back });
+        Ok(waiting)
+    }
+
+    /// A chunk passes. The request that wants it next, if there is one.
+    fn pass(&self, chunk: u32) -> Option<Joined> {
+        let mut state = self.state();
+        state.next = chunk + 1;
+        let place = state.joined.iter().position(|joined| joined.request.first() == chunk)?;
+        Some(state.joined.swap_remove(place))
+    }
+
+    /// Whether requests have joined, and whether somebody waits for what they bring.
+    fn is_joined(&self) -> (bool, bool) {
+        let state = self.state();
+        (!state.joined.is_empty(), state.joined.iter().any(|joined| joined.request.is_wanted()))
+    }
+
+    /// Counts what came for all that have joined. Those for which it is too little.
+    fn count(&self, waited: Duration, bytes: usize, grace: Duration) -> Vec<Joined> {
+        let mut state = self.state();
+        state.joined.iter_mut().for_each(|joined| joined.request.count(waited, bytes));
+        state.joined.extract_if(.., |joined| joined.request.is_too_slow(grace)).collect()
+    }
+}
+
+/// The charge of a whole answer. When it is dropped, those that have joined it get their requests back.
+#[derive(Debug)]
+pub(super) struct Lead<'a> {
+    sweep: Arc<Sweep>,
+    listed: Option<(&'a Sweeps, Digest)>,
+}
+
+impl Drop for Lead<'_> {
+    fn drop(&mut self) {
+        if let Some((sweeps, blob)) = self.listed {
+            sweeps.lock().remove(&blob);
+        }
+        let (joined, brought) = {
+            let mut state = self.sweep.state();
+            state.ended = true;
+            (std::mem::take(&mut state.joined), state.brought)
+        };
+        for Joined { request, back } in joined {
+            // Nobody waits for it when its reader has gone.
+            let _ = back.send(Back { request, brought });
+        }
+    }
+}
+
+impl Sweeps {
+    /// Waits with a request for what is on its way. It comes back if that has passed, or if there is none such.
+    pub(super) fn join(&self, blob: Digest, request: Request) -> Result<oneshot::Receiver<Back>, Request> {
+        let sweep = self.lock().get(&blob).cloned();
+        match sweep {
+            Some(sweep) => sweep.join(request),
+            None => Err(request),
+        }
+    }
+
+    /// Takes the lead of a blob's whole answer, unless there is one under way. `next` is the blob's first chunk.
+    pub(super) fn lead(&self, blob: Digest, next: u32) -> Option<Lead<'_>> {
+        let mut sweeps = self.lock();
+        let Entry::Vacant(place) = sweeps.entry(blob) else { return None };
+        let sweep = Arc::new(Sweep(Mutex::new(State { next, ..State::default() })));
+        place.insert(Arc::clone(&sweep));
+        Some(Lead { sweep, listed: Some((self, blob)) })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Sweep>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What became of a request whose answer was a whole blob.
+pub(super) struct Swept {
+    /// What it did not bring, if anything.
+    pub(super) left: Option<Request>,
+    /// How the answer ended; `None` when the reader has gone.
+    pub(super) ended: Option<Result<(), SourceError>>,
+    /// Something of it was of use.
+    pub(super) brought: bool,
+    pub(super) too_slow: bool,
+}
+
+impl Fetcher {
+    /// Waits for a whole answer that is under way and has what a request wants. `None` if it brought all of it. `progress` is when something
+    /// last came.
+    pub(super) async fn ride_along(&self, mut request: Request, progress: &mut Instant) -> Option<Request> {
+        loop {
+            let record = request.blob().record();
+            // Those that heed ranges are asked as soon as they can be.
+            if !self.upstream.expects_whole(record) {
+                return Some(request);
+            }
+            match self.sweeps.join(record.digest, request) {
+                Err(alone) => return Some(alone),
+                Ok(waiting) => {
+                    let back = waiting.await.ok()?;
+                    if back.brought {
+                        *progress = Instant::now();
+                    }
+                    request = back.request;
+                }
+            }
+        }
+    }
+
+    /// Takes apart a whole blob that is the answer to a request. Goes on to its end as long as the cache takes what passes.
+    pub(super) async fn sweep(self: &Arc<Self>, request: Request, mut body: Body, lead: Option<Lead<'_>>) -> Swept {
+        let blob = Arc::clone(request.blob());
+        let lead = lead.unwrap_or_else(|| Lead { sweep: Arc::default(), listed: None });
+        let mut waiting = match lead.sweep.join(request) {
+            Ok(waiting) => waiting,
+            Err(left) => return Swept { left: Some(left), ended: Some(Ok(())), brought: false, too_slow: false },
+        };
+        let ended = self.take_apart(&blob, &mut body, &lead.sweep).await;
+        let too_slow = body.was_too_slow();
+        if matches!(ended, Some(Ok(()))) {
+            body.finish();
+        }
+        let brought = lead.sweep.state().brought;
+        drop(lead);
+        Swept { left: waiting.try_recv().ok().map(|back| back.request), ended, brought, too_slow }
+    }
+
+    async fn take_apart(
+        self: &Arc<Self>,
+        blob: &Arc<Blob>,
+        body: &mut Body,
+        sweep: &Sweep,
+    ) -> Option<Result<(), SourceError>> {
+        let (mut stream, record) = (Stream { at: 0, piece: Bytes::new() }, blob.record());
+        for chunk in record.chunks() {
+            // Those for whom the index is damaged are told when they ask for themselves.
+            let Ok(place) = blob.chunk(chunk).map(|record| record.compressed_range()) else { return Some(Ok(())) };
+            if !sweep.is_joined().0 && !self.keeps(blob) {
+                return Some(Ok(()));
+            }
+            let mut stored = BytesMut::with_capacity(usize::try_from(place.end - place.start).unwrap_or(0));
+            while stream.at < place.end {
+                if stream.piece.is_empty() {
+                    match self.next_piece(body, sweep).await? {
+                        Ok(Some(piece)) => stream.piece = piece,
+                        Ok(None) => return Some(Ok(())),
+                        Err(error) => return Some(Err(error)),
+                    }
+                }
+                let part = stream.take(place.end);
+                // Of what lies between two chunks, nothing is of use.
+                let gap = place.start.saturating_sub(part.0);
+                let used = part.1.slice(usize::try_from(gap).unwrap_or(usize::MAX).min(part.1.len())..);
+                stored.extend_from_slice(&used);
+            }
+            let is_of_use = self.passed(blob, sweep, chunk, stored.freeze(), body.source()).await?;
+            sweep.state().brought |= is_of_use;
+        }
+        // What follows the last chunk is looked at as well: an answer that is too long is wrong.
+        loop {
+            match self.unless_stopped(body.next()).await? {
+                Ok(Some(_)) => {}
+                Ok(None) => return Some(Ok(())),
+                Err(error) => return Some(Err(error)),
+            }
+        }
+    }
+
+    async fn next_piece(&self, body: &mut Body, sweep: &Sweep) -> Option<Result<Option<Bytes>, SourceError>> {
+        let wanted = sweep.is_joined().1;
+        body.set_urgency(if wanted { Urgency::Waiting } else { Urgency::Ahead });
+        let since = Instant::now();
+        let piece = self.unless_stopped(body.next()).await?;
+        let bytes = piece.as_ref().ok().and_then(Option::as_ref).map_or(0, Bytes::len);
+        for slow in sweep.count(since.elapsed(), bytes, self.grace()) {
+            self.fail(slow.request, TooSlow(LEAST_WANTED).into());
+        }
+        Some(piece)
+    }
+
+    /// A chunk has passed. Whether it is of use.
+    async fn passed(
+        self: &Arc<Self>,
+        blob: &Arc<Blob>,
+        sweep: &Sweep,
+        chunk: u32,
+        bytes: Bytes,
+        source: SourceId,
+    ) -> Option<bool> {
+        let length = bytes.len() as u64;
+        if let Some(mut joined) = sweep.pass(chunk) {
+            self.metrics.fetched_bytes[joined.request.priority()].inc_by(length);
+            joined.request.begin_anew(source);
+            self.arrived(&mut joined.request, bytes).await;
+            if !joined.request.is_done() {
+                sweep.state().joined.push(joined);
+            }
+            return Some(true);
+        }
+        self.metrics.fetched_bytes[Priority::Fill].inc_by(length);
+        if !self.keeps(blob) {
+            return Some(false);
+        }
+        let Some(claim) = blob.claim_absent(chunk..chunk + 1).pop() else { return Some(false) };
+        if !sweep.is_joined().0 {
+            self.unless_stopped(self.rate.admit(length)).await?;
+        }
+        self.keep(claim, bytes, source).await;
+        Some(true)
+    }
+
+    /// Keeps a chunk that nobody has asked for. Waits while others are decoded, so that they do not gather.
+    async fn keep(self: &Arc<Self>, claim: Claim, bytes: Bytes, source: SourceId) {
+        let length = bytes.len() as u64;
+        let permit = Arc::clone(&self.bounds.surplus).acquire_many_owned(kib(weight(length, 1))).await;
+        let mut load = Load::new(&self.metrics, Priority::Fill, length);
+        load.hold(permit.ok().map(|permit| Arc::new(Granted::of(permit))));
+        let attempt = Attempt { source: Some(source), passed: true, ..Attempt::default() };
+        let (fetcher, load) = (Arc::clone(self), Arc::new(load));
+        self.decode(Job { fetcher, claim, bytes, priority: Priority::Fill, attempt, load, _room: None });
+    }
+
+    /// Whether what passes of a blob is kept, though nobody has asked for it.
+    fn keeps(&self, blob: &Blob) -> bool {
+        blob.has_room() && blob.fits()
+    }
+}
+
+/// The bytes of a whole blob.
+struct Stream {
+    /// Place of the next one.
+    at: u64,
+    piece: Bytes,
+}
+
+impl Stream {
+    /// What is at hand of the bytes before `end`, and the place of its first.
+    fn take(&mut self, end: u64) -> (u64, Bytes) {
+        let most = usize::try_from(end - self.at).unwrap_or(usize::MAX).min(self.piece.len());
+        let part = (self.at, self.piece.split_to(most));
+        self.at += most as u64;
+        part
+    }
+}
