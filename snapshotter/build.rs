@@ -1,7 +1,7 @@
 //! Generates the messages and services of containerd's API from `proto/`.
 
 /// Services that are called or served; their types come along.
-const SERVICES: &[&str] = &["snapshots", "content", "images", "leases", "diff"];
+const SERVICES: &[&str] = &["snapshots", "content", "images", "leases", "diff", "events"];
 
 fn main() -> std::io::Result<()> {
     let api = "proto/github.com/containerd/containerd/api/services";

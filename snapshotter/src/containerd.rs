@@ -1,7 +1,8 @@
-//! containerd's API as a client: leases, content, snapshots, diffs and images, the same from 1.6 to 2.x.
+//! containerd's API as a client: leases, content, snapshots, diffs, images and events about them, the same from 1.6 to 2.x.
 
 mod content;
 mod error;
+mod names;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,7 @@ pub use content::{Content, Written};
 pub(crate) use content::{Item, WriteError};
 pub use error::ContainerdError;
 use error::{named, refused};
+pub(crate) use names::Change;
 
 /// Labels, by name.
 pub type Labels = HashMap<String, String>;
@@ -97,6 +99,16 @@ impl Containerd {
         let channel = endpoint.connect_with_connector(connector).await;
         let channel = channel.map_err(|source| ContainerdError::connect(address, source))?;
         Ok(Self { channel, headers: Headers { namespace, lease: None }, address: address.to_owned() })
+    }
+
+    /// The same containerd, for another of its namespaces.
+    ///
+    /// # Errors
+    /// When the namespace is no name for one.
+    pub fn within(&self, namespace: &str) -> Result<Self, ContainerdError> {
+        let name = namespace.parse().ok().filter(|_| !namespace.is_empty());
+        let namespace = name.ok_or_else(|| ContainerdError::Namespace { namespace: namespace.to_owned() })?;
+        Ok(Self { headers: Headers { namespace, lease: None }, ..self.clone() })
     }
 
     /// Where it listens.

@@ -25,6 +25,7 @@ use tonic::Code;
 
 use crate::authority::Connection;
 use crate::credentials::{Credentials, Login, Offer};
+use crate::references::References;
 
 /// Requests with credentials end so, whatever the API's version.
 const PULL_IMAGE: &str = ".ImageService/PullImage";
@@ -82,8 +83,13 @@ pub(crate) struct AuthConfig {
 pub(crate) type Body = Either<Incoming, Either<Full<Bytes>, Empty<Bytes>>>;
 
 /// Passes requests on until it is dropped.
-pub(crate) async fn serve(listener: UnixListener, containerd: PathBuf, credentials: Arc<Credentials>) {
-    let containerd = Arc::new(Containerd { path: containerd, connection: Mutex::default() });
+pub(crate) async fn serve(
+    listener: UnixListener,
+    containerd: PathBuf,
+    credentials: Arc<Credentials>,
+    references: Arc<References>,
+) {
+    let containerd = Arc::new(Containerd { path: containerd, connection: Mutex::default(), references });
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
@@ -116,16 +122,19 @@ async fn pass(request: Request<Incoming>, containerd: &Containerd, credentials: 
     let is_pull = request.uri().path().ends_with(PULL_IMAGE);
     let (mut head, body) = request.into_parts();
     head.uri = with_host(head.uri);
-    let (body, offer) = if is_pull {
+    let (body, offer, image) = if is_pull {
         match look(body, credentials).await {
-            Ok((bytes, offer)) => (Either::Right(Either::Left(Full::new(bytes))), offer),
+            Ok((bytes, offer, image)) => (Either::Right(Either::Left(Full::new(bytes))), offer, image),
             Err(error) => return failure(Code::InvalidArgument, &format!("the pull request cannot be read: {error}")),
         }
     } else {
-        (Either::Left(body), None)
+        (Either::Left(body), None, None)
     };
     let answer = containerd.send(Request::from_parts(head, body)).await;
-    // The kubelet's answer comes when the pull is done, and all layers have been seen.
+    // The kubelet's answer comes when the pull is done, and all layers have been seen; but none of an image that is here by another name.
+    if let (Ok(_), Some(image)) = (&answer, image) {
+        containerd.references.pulled(&image).await;
+    }
     drop(offer);
     match answer {
         Ok(answer) => answer.map(Either::Left),
@@ -144,24 +153,24 @@ fn with_host(uri: Uri) -> Uri {
     Uri::from_parts(parts).unwrap_or(uri)
 }
 
-/// A pull request's bytes; the login in it is on offer as long as the second part lives.
-async fn look(body: Incoming, credentials: &Credentials) -> Result<(Bytes, Option<Offer<'_>>), String> {
+/// A pull request's bytes, and the image's name; the login in it is on offer as long as the second part lives.
+async fn look(body: Incoming, credentials: &Credentials) -> Result<(Bytes, Option<Offer<'_>>, Option<String>), String> {
     let body = tokio::time::timeout(PULL_TIMEOUT, Limited::new(body, MAX_PULL).collect()).await;
     let bytes = body.map_err(|_| "it does not come".to_owned())?.map_err(|error| error.to_string())?.to_bytes();
-    let offer = match parse(&bytes) {
+    let (offer, image) = match parse(&bytes) {
         Some(PullImageRequest { image: Some(ImageSpec { image }), auth: Some(auth) }) => {
             let server = auth.server_address.clone();
-            credentials.offer(&image, &server, auth.into())
+            (credentials.offer(&image, &server, auth.into()), Some(image))
         }
-        Some(_) => None,
+        Some(PullImageRequest { image, .. }) => (None, image.map(|spec| spec.image)),
         None => {
             tracing::warn!(
                 "a pull request is not understood; if the image needs a login, its data cannot be fetched later"
             );
-            None
+            (None, None)
         }
     };
-    Ok((bytes, offer))
+    Ok((bytes, offer, image))
 }
 
 /// The one message of a request that is not compressed.
@@ -201,6 +210,7 @@ pub(crate) fn failure(code: Code, message: &str) -> Response<Body> {
 struct Containerd {
     path: PathBuf,
     connection: Mutex<Option<SendRequest<Body>>>,
+    references: Arc<References>,
 }
 
 impl Containerd {

@@ -93,6 +93,8 @@ pub struct ImageMount<'a> {
     pub snapshot: u64,
     /// Where the image's blobs come from.
     pub image: &'a str,
+    /// Other names of it, from where they come as well.
+    pub also: &'a [String],
     /// Digest of its manifest, for messages.
     pub manifest: Option<&'a str>,
     /// Directory with the files of its bootstrap layer.
@@ -199,6 +201,7 @@ impl Images {
         made.map_err(|source| ImageError::Directory { path: path.to_owned(), source })?;
         let mut request = MountRequest::new(mount.image.to_owned(), path.to_owned());
         request.files = Some(mount.files.to_owned());
+        request.also = mount.also.to_vec();
         request.map = mount.map.map(str::to_owned);
         if mount.direct_io {
             request.mode = Mode::Fuse;
@@ -219,6 +222,33 @@ impl Images {
         let mut confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
         confirmed.retain(|_, when| when.elapsed() < CONFIRMED);
         confirmed.insert(snapshot, Instant::now());
+    }
+
+    /// Says by which names a mounted image is known. Whether the daemon knows it now; one that has no such mount will be told with it.
+    pub(crate) async fn refer(&self, id: u64, names: Vec<String>) -> bool {
+        let (daemon, path) = (self.daemon.clone(), self.path(id));
+        let told = tokio::task::spawn_blocking(move || daemon.refer(&path, names)).await;
+        match told.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())) {
+            Ok(()) => true,
+            Err(error) if error.kind() == Some(ErrorKind::NotFound) => true,
+            Err(error) => {
+                tracing::debug!(
+                    id,
+                    error = &error as &dyn std::error::Error,
+                    "the daemon cannot be told an image's names"
+                );
+                false
+            }
+        }
+    }
+
+    /// Keeps the login with which an image is being pulled, if one is on offer.
+    pub(crate) async fn keep_login(&self, image: String) {
+        let Some(credentials) = self.credentials.clone() else { return };
+        let kept = tokio::task::spawn_blocking(move || (credentials.keep(&image), image)).await;
+        if let Ok((Err(error), image)) = kept {
+            tracing::error!(image, %error, "cannot keep the login of a pull; the image's data may not be had later");
+        }
     }
 
     /// Ends an image's mount. Containers that run on it keep it until they end.

@@ -9,6 +9,7 @@
 //! snapshots    the core: what containerd expects of a snapshotter
 //!   store      metadata, in redb
 //!   filter     containerd's filter language
+//!   references by which names containerd knows an image
 //!   images     image mounts, by orders to the node daemon
 //! pull         `lazo pull`: brings an image into containerd, its blobs left out
 //!   containerd containerd's API, as a client
@@ -28,6 +29,7 @@ pub mod images;
 pub mod labels;
 pub mod proto;
 pub mod pull;
+mod references;
 mod server;
 pub mod service;
 pub mod snapshots;

@@ -23,6 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::credentials::Credentials;
 use crate::images::Images;
+use crate::references::References;
 use crate::snapshots::{self, Snapshots};
 use crate::{cri, service};
 
@@ -74,10 +75,13 @@ pub fn run(config: &Config) -> Result<(), Error> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(io_error("start threads"))?;
     runtime.block_on(async {
-        let snapshots = Snapshots::open(&config.state_dir.join(SNAPSHOTS), images)?;
+        let snapshots = Snapshots::open(&config.state_dir.join(SNAPSHOTS), images.clone())?;
+        let references = References::new(config.containerd_socket.clone(), Arc::clone(&snapshots), images);
+        let watching = Arc::clone(&references);
+        tokio::spawn(async move { watching.watch().await });
         if let Some(cri) = cri {
             let cri = tokio_listener(cri)?;
-            tokio::spawn(cri::serve(cri, config.containerd_socket.clone(), credentials));
+            tokio::spawn(cri::serve(cri, config.containerd_socket.clone(), credentials, references));
         }
         let listener = tokio_listener(listener)?;
         let stop = stop()?;

@@ -28,6 +28,7 @@ mod create;
 mod directories;
 mod error;
 mod mounts;
+mod names;
 pub(crate) mod owners;
 mod removal;
 mod remove;
@@ -273,6 +274,7 @@ fn now() -> Timestamp {
 
 /// An order to mount an image for a snapshot.
 fn image_mount<'a>(id: u64, snapshot: u64, image: &'a Image, files: &'a Path, map: Option<&'a str>) -> ImageMount<'a> {
-    let Image { name, manifest, direct_io } = image;
-    ImageMount { id, snapshot, image: name, manifest: manifest.as_deref(), files, map, direct_io: *direct_io }
+    let Image { name, manifest, direct_io, also } = image;
+    let manifest = manifest.as_deref();
+    ImageMount { id, snapshot, image: name, also, manifest, files, map, direct_io: *direct_io }
 }

@@ -9,6 +9,7 @@ mod namespaces;
 mod outages;
 mod owners;
 mod pull;
+mod references;
 mod sockets;
 
 use std::{fs, path::Path};

@@ -21,6 +21,7 @@ mod mirrors;
 mod mount;
 mod neighbours;
 mod options;
+mod references;
 mod rights;
 mod semantics;
 #[path = "../support/mod.rs"]
@@ -29,3 +30,4 @@ mod survive;
 mod systemd;
 mod tree;
 mod verified;
+mod whole;

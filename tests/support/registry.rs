@@ -5,7 +5,8 @@ use std::{
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant, SystemTime},
 };
 
 use super::{Scratch, skopeo_copy, stdout_of};
@@ -22,6 +23,8 @@ pub(crate) struct Registry {
     pub(crate) host: String,
     directory: PathBuf,
     access_log: PathBuf,
+    /// How often its password file was changed.
+    changes: AtomicU64,
 }
 
 /// One request of the access log.
@@ -76,6 +79,24 @@ impl Registry {
         (Self::spawn(scratch, name, &scratch.dir(name), &login, &tls), certificate)
     }
 
+    /// One that lets this user in, whose password is that of [`USER`], until [`Self::admit`] says otherwise.
+    pub(crate) fn for_user(scratch: &Scratch, name: &str, user: &str) -> Self {
+        let registry = Self::with_basic_auth(scratch, name);
+        registry.admit(scratch, name, user);
+        registry
+    }
+
+    /// From now on it lets in this user alone.
+    pub(crate) fn admit(&self, scratch: &Scratch, name: &str, user: &str) {
+        let file = scratch.join(&format!("{name}.htpasswd"));
+        let (_, hash) = HTPASSWD.split_once(':').expect("a line of a password file");
+        fs::write(&file, format!("{user}:{hash}")).expect("the password file");
+        // It looks at the time to see whether it has changed.
+        let changes = self.changes.fetch_add(1, Ordering::Relaxed);
+        let later = SystemTime::now() + Duration::from_secs(changes + 1);
+        File::options().write(true).open(&file).and_then(|file| file.set_modified(later)).expect("a time");
+    }
+
     fn with(scratch: &Scratch, name: &str, more: &str) -> Self {
         Self::over(scratch, name, &scratch.dir(name), more)
     }
@@ -118,7 +139,7 @@ impl Registry {
             );
             std::thread::sleep(Duration::from_millis(20));
         }
-        Self { process, host, directory: directory.to_owned(), access_log }
+        Self { process, host, directory: directory.to_owned(), access_log, changes: AtomicU64::new(0) }
     }
 
     /// `docker://HOST/NAME`

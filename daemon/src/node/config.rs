@@ -136,7 +136,7 @@ settings! {
     /// Where `lazo snapshotter` takes the kubelet's image requests, to learn the credentials that come with them: the kubelet's
     /// image service endpoint. Everything is passed on to containerd. Not offered if not set.
     cri_socket: Option<PathBuf> = None, example r#""/run/lazo/cri.sock""#;
-    /// containerd's own socket, for cri_socket.
+    /// containerd's own socket: for cri_socket, and to see by which names images are known.
     containerd_socket: PathBuf = "/run/containerd/containerd.sock".into(), default r#""/run/containerd/containerd.sock""#;
     /// What to log to standard error: "error", "warn", "info", "debug", "trace", or tracing directives.
     log_level: String = "info".into(), default r#""info""#;

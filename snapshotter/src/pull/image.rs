@@ -95,7 +95,7 @@ pub(super) fn no_image(reason: impl std::fmt::Display) -> PullError {
 }
 
 /// Under which names the snapshots of layers with these diffIDs are kept, as the image specification defines.
-fn chain_ids(diff_ids: &[String]) -> Vec<String> {
+pub(crate) fn chain_ids(diff_ids: &[String]) -> Vec<String> {
     let mut ids: Vec<String> = Vec::with_capacity(diff_ids.len());
     for diff_id in diff_ids {
         let id = match ids.last() {

@@ -257,7 +257,8 @@ impl Snapshots {
 pub(super) fn image_of(key: &str, labels: &Labels) -> Result<Image, Error> {
     let name = labels.get(labels::IMAGE_REF).ok_or_else(|| Error::NoImage(key.to_owned()))?;
     let direct_io = labels.get(labels::DIRECT_IO).is_some_and(|value| value == labels::YES);
-    Ok(Image { name: name.clone(), manifest: labels.get(labels::MANIFEST_DIGEST).cloned(), direct_io })
+    let manifest = labels.get(labels::MANIFEST_DIGEST).cloned();
+    Ok(Image { name: name.clone(), manifest, direct_io, also: Vec::new() })
 }
 
 /// Whether a bootstrap layer is to be unpacked. Who makes a container has a say in its labels, but none that it is an unpacking.

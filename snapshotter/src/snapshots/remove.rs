@@ -82,7 +82,7 @@ impl Snapshots {
             let mut names = BTreeSet::new();
             snapshots.store.each(|_, record| {
                 names.extend(record.labels.get(labels::IMAGE_REF).cloned());
-                names.extend(record.image.map(|image| image.name));
+                names.extend(record.image.iter().flat_map(|image| image.names()));
             })?;
             Ok::<_, Error>(names)
         });

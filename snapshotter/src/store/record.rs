@@ -83,6 +83,17 @@ pub struct Image {
     /// Its programs open files with `O_DIRECT`.
     #[prost(bool, tag = "3")]
     pub direct_io: bool,
+    /// Other names that it has by now, in other repositories.
+    #[prost(string, repeated, tag = "4")]
+    pub also: Vec<String>,
+}
+
+impl Image {
+    /// All of its names.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        std::iter::once(&self.name).chain(&self.also).cloned().collect()
+    }
 }
 
 /// How IDs of a user namespace are those of the host: ranges `INSIDE:OUTSIDE:COUNT`, separated by commas.

@@ -42,7 +42,7 @@ struct ImageRequest {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-struct PullImageResponse {
+pub(super) struct PullImageResponse {
     #[prost(string, tag = "1")]
     image_ref: String,
 }
@@ -65,13 +65,13 @@ struct ImageStatusResponse {
 }
 
 /// A kubelet, as far as images go.
-struct Kubelet {
+pub(super) struct Kubelet {
     runtime: tokio::runtime::Runtime,
     channel: Channel,
 }
 
 impl Kubelet {
-    fn new(socket: &Path) -> Self {
+    pub(super) fn new(socket: &Path) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("threads");
         let _entered = runtime.enter();
@@ -92,7 +92,7 @@ impl Kubelet {
         })
     }
 
-    fn pull(&self, image: &str, login: Option<&str>) -> Result<PullImageResponse, Status> {
+    pub(super) fn pull(&self, image: &str, login: Option<&str>) -> Result<PullImageResponse, Status> {
         let auth = login
             .and_then(|login| login.split_once(':'))
             .map(|(username, password)| AuthConfig { username: username.to_owned(), password: password.to_owned() });
@@ -100,7 +100,7 @@ impl Kubelet {
         self.call("/runtime.v1.ImageService/PullImage", ImageRequest { image, auth })
     }
 
-    fn remove(&self, image: &str) {
+    pub(super) fn remove(&self, image: &str) {
         let image = Some(ImageSpec { image: name_of(image).to_owned() });
         let removed = self.call::<_, Empty>("/runtime.v1.ImageService/RemoveImage", ImageRequest { image, auth: None });
         removed.expect("the image is removed");
