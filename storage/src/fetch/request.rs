@@ -10,7 +10,7 @@ use lazo_format::ChunkIndex;
 use prometheus_client::metrics::gauge::Gauge;
 
 use super::room::Granted;
-use super::sweep::{Back, Lead, Swept};
+use super::sweep::{Back, Joining, Lead, Swept};
 use super::{Attempt, Fetcher, Job};
 use crate::blob::{Blob, Claim, weight};
 use crate::error::ReadError;
@@ -284,12 +284,12 @@ impl Fetcher {
         if lead.is_none() {
             // Another answer is under way that may have it.
             match self.sweeps.join(request.blob().record().digest, request) {
-                Ok(waiting) => {
+                Joining::Waiting(waiting) => {
                     drop(body);
                     let Back { request: left, brought } = waiting.await.ok()?;
                     return Some(Tried { left, error: None, brought });
                 }
-                Err(alone) => request = alone,
+                Joining::Alone(alone) => request = alone,
             }
         }
         let Swept { left, ended, brought, too_slow } = self.sweep(request, body, lead).await;

@@ -41,6 +41,14 @@ struct State {
     ended: bool,
 }
 
+/// What becomes of a request that is to join an answer.
+pub(super) enum Joining {
+    /// It has joined, and comes back if the answer does not bring all of it.
+    Waiting(oneshot::Receiver<Back>),
+    /// There is no such answer, or what it wants has passed.
+    Alone(Request),
+}
+
 /// A request that comes back, as what was joined has ended.
 #[derive(Debug)]
 pub(super) struct Back {
@@ -62,14 +70,14 @@ impl Sweep {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn join(&self, request: Request) -> Result<oneshot::Receiver<Back>, Request> {
+    fn join(&self, request: Request) -> Joining {
         let mut state = self.state();
         if state.ended || request.first() < state.next {
-            return Err(request);
+            return Joining::Alone(request);
         }
         let (back, waiting) = oneshot::channel();
         state.joined.push(Joined { request, back });
-        Ok(waiting)
+        Joining::Waiting(waiting)
     }
 
     /// A chunk passes. The request that wants it next, if there is one.
@@ -119,12 +127,12 @@ impl Drop for Lead<'_> {
 }
 
 impl Sweeps {
-    /// Waits with a request for what is on its way. It comes back if that has passed, or if there is none such.
-    pub(super) fn join(&self, blob: Digest, request: Request) -> Result<oneshot::Receiver<Back>, Request> {
+    /// Lets a request wait for what is on its way.
+    pub(super) fn join(&self, blob: Digest, request: Request) -> Joining {
         let sweep = self.lock().get(&blob).cloned();
         match sweep {
             Some(sweep) => sweep.join(request),
-            None => Err(request),
+            None => Joining::Alone(request),
         }
     }
 
@@ -164,8 +172,8 @@ impl Fetcher {
                 return Some(request);
             }
             match self.sweeps.join(record.digest, request) {
-                Err(alone) => return Some(alone),
-                Ok(waiting) => {
+                Joining::Alone(request) => return Some(request),
+                Joining::Waiting(waiting) => {
                     let back = waiting.await.ok()?;
                     if back.brought {
                         *progress = Instant::now();
@@ -181,8 +189,10 @@ impl Fetcher {
         let blob = Arc::clone(request.blob());
         let lead = lead.unwrap_or_else(|| Lead { sweep: Arc::default(), listed: None });
         let mut waiting = match lead.sweep.join(request) {
-            Ok(waiting) => waiting,
-            Err(left) => return Swept { left: Some(left), ended: Some(Ok(())), brought: false, too_slow: false },
+            Joining::Waiting(waiting) => waiting,
+            Joining::Alone(left) => {
+                return Swept { left: Some(left), ended: Some(Ok(())), brought: false, too_slow: false };
+            }
         };
         let ended = self.take_apart(&blob, &mut body, &lead.sweep).await;
         let too_slow = body.was_too_slow();

@@ -1,5 +1,7 @@
 //! What is known about sources and blobs, and the choice that follows from it.
 
+mod sources;
+
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
@@ -14,9 +16,6 @@ use crate::source::{ErrorKind, SourceError};
 
 /// How long a source is not asked for a blob that it does not have, refuses, or sent wrong. A mirror may have it by then.
 const SKIP: Duration = Duration::from_secs(60);
-
-/// How long a source that ignored a range is asked after the others: a cache that fills as it is used heeds them when it has the blob.
-const WHOLE: Duration = Duration::from_secs(60);
 
 /// How long not even when no other source can be asked: new credentials, a new certificate or a pushed image work soon, and a source that
 /// refuses is not flooded. Sources whose bytes or answers were wrong are asked at once then, as other ranges may well be right.
@@ -166,31 +165,6 @@ impl Board {
         }
     }
 
-    /// There is one more source, the last in the order.
-    pub(super) fn add(&mut self, source: SourceId) {
-        self.sources.insert(source, Health::default());
-        // Blobs that nobody gave so far may be had there.
-        self.blobs.values_mut().for_each(|blob| blob.outage = None);
-    }
-
-    /// A source is gone, with all that was known about it.
-    pub(super) fn remove(&mut self, source: SourceId) {
-        self.sources.remove(&source);
-        self.blobs.values_mut().for_each(|blob| drop(blob.pairs.remove(&source)));
-        self.blobs.retain(|_, blob| !blob.is_dull());
-    }
-
-    /// A source may be asked again, for all that it did not give. What it sent wrong it would send wrong again.
-    pub(super) fn hurry(&mut self, source: SourceId, now: Instant) {
-        let Some(health) = self.sources.get_mut(&source) else { return };
-        health.gate.hurry(now);
-        for pair in self.blobs.values_mut().filter_map(|blob| blob.pairs.get_mut(&source)) {
-            pair.gate.hurry(now);
-            pair.skip = pair.skip.take().filter(|skip| skip.cause.kind == ErrorKind::BadAnswer);
-        }
-        self.blobs.retain(|_, blob| !blob.is_dull());
-    }
-
     /// The source that an open asks next.
     pub(super) fn choose(&mut self, trial: &mut Trial, now: Instant) -> Choice {
         let (mut best, mut waiting, mut wake) = (None, false, trial.give_up);
@@ -243,27 +217,6 @@ impl Board {
         }
         self.hedges -= 1.0;
         Some(self.enter(source, trial.blob, now))
-    }
-
-    /// A source has answered a request for a part of a blob with that, or with the whole blob.
-    pub(super) fn heeds_ranges(&mut self, source: SourceId, heeds: bool, now: Instant) {
-        if let Some(health) = self.sources.get_mut(&source) {
-            health.whole = (!heeds).then_some(now + WHOLE);
-        }
-    }
-
-    fn sends_whole(&self, source: SourceId, now: Instant) -> bool {
-        self.sources.get(&source).and_then(|health| health.whole).is_some_and(|until| until > now)
-    }
-
-    /// Whether the sources that would be asked for a blob now all ignore ranges.
-    pub(super) fn expects_whole(&self, blob: Digest, now: Instant) -> bool {
-        let well = |source: &SourceId| {
-            let (passage, skip) = self.look(*source, blob, now);
-            matches!(passage, Passage::Free | Passage::Due | Passage::Answering) && skip.is_none()
-        };
-        let mut asked = self.sources.keys().filter(|source| well(source)).peekable();
-        asked.peek().is_some() && asked.all(|source| self.sends_whole(*source, now))
     }
 
     /// The first other source that is well and may be asked for this blob.

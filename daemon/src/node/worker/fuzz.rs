@@ -25,7 +25,7 @@ pub(in crate::node) fn request(request: &MountRequest) -> Result<(), ApiError> {
         source.parse::<SourceSpec>().map_err(|error| invalid(&error))?;
     }
     let wanted = Wanted::of_request(request)?;
-    assert!(!wanted.origin().is_empty());
+    assert!(wanted.references.iter().all(|name| !name.place().is_empty()));
     Ok(())
 }
 
@@ -36,7 +36,8 @@ pub(in crate::node) fn record(bytes: &[u8]) {
         let again = Stamped::<ImageRecord>::parse(&again).expect("what was written here");
         assert_eq!(again.record, stamped.record);
         if let Ok(wanted) = Wanted::of_record(&stamped.record) {
-            assert_eq!(wanted.name, stamped.record.image);
+            assert_eq!(wanted.references, stamped.record.references());
+            assert_eq!(wanted.name, wanted.references[0].image);
         }
     }
     if let Ok(stamped) = Stamped::<MountRecord>::parse(bytes) {

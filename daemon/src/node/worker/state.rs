@@ -300,6 +300,23 @@ mod tests {
     }
 
     #[test]
+    fn an_image_has_the_names_that_older_and_newer_records_say() {
+        let old = r#"{"slot":1,"image":"a.example/r","manifest":"sha256:0","platform":"linux/amd64","mode":"fuse",
+            "data":{"registry":{"plain_http":true}}}"#;
+        let mut record: ImageRecord = serde_json::from_str(old).unwrap();
+        let registry = RegistryOptions { plain_http: true, ..RegistryOptions::default() };
+        let first = Reference { image: "a.example/r".into(), registry, used: 0 };
+        assert_eq!(record.references(), std::slice::from_ref(&first));
+        let second = Reference { image: "b.example/r".into(), registry: RegistryOptions::default(), used: 7 };
+        record.refer(vec![second.clone(), first]);
+        let again: ImageRecord = serde_json::from_slice(&serde_json::to_vec(&record).unwrap()).unwrap();
+        assert_eq!(again.references(), record.references());
+        assert_eq!((&again.image, &again.data.registry), (&second.image, &second.registry), "for older versions");
+        record.refer(Vec::new());
+        assert_eq!(record.references().len(), 2, "one always stays");
+    }
+
+    #[test]
     fn stale_foreign_and_broken_records_do_no_harm() {
         let dir = tempfile::tempdir().unwrap();
         let state = State::open(dir.path()).unwrap();
