@@ -170,6 +170,7 @@ impl References {
         let mut state = self.state.lock().await;
         let named = state.names(&containerd, &containerd.list_images().await?).await;
         let fresh: BTreeSet<String> = fresh.iter().filter_map(|name| Some(repository(name)?.1)).collect();
+        let mut gone = false;
         for (snapshot, before) in unpacked {
             let chain = snapshot.rsplit('/').next().unwrap_or_default();
             let names = named.get(chain).map(|listed| merged(&before, listed)).unwrap_or_default();
@@ -179,6 +180,7 @@ impl References {
             let untold = !state.begun && names.len() > 1;
             if names != before {
                 tracing::info!(snapshot, ?names, "an image has these names");
+                gone |= before.iter().any(|name| !names.contains(name));
                 self.snapshots.name_image(snapshot.clone(), names).await?;
             } else if !is_fresh && !untold {
                 continue;
@@ -186,6 +188,9 @@ impl References {
             state.untold.insert(snapshot);
         }
         self.tell(&mut state).await;
+        if gone {
+            self.snapshots.forget_logins().await;
+        }
         Ok(())
     }
 

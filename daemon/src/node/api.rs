@@ -257,17 +257,9 @@ async fn respond<N: Node>(
             check_count(images.len())?;
             json(&finish(node, |node| async move { node.refer(mount_point, images).await }).await?)
         }
-        (_, "/v1/cache/prune") => {
+        (_, "/v1/cache/prune" | "/v1/cache/release") => {
             let _permit = room.changes.acquire().await.map_err(internal)?;
-            let PruneRequest { to } = read(body).await?;
-            let node = Arc::clone(node);
-            json(&blocking(move || prune(&*node, to)).await?)
-        }
-        (_, "/v1/cache/release") => {
-            let _permit = room.changes.acquire().await.map_err(internal)?;
-            let ReleaseRequest { blobs } = read(body).await?;
-            let node = Arc::clone(node);
-            json(&blocking(move || release(&*node, blobs)).await?)
+            clear(path, body, node).await
         }
         (_, "/v1/warm") => {
             let _permit = room.views.acquire().await.map_err(internal)?;
@@ -290,6 +282,17 @@ async fn respond<N: Node>(
             show(path, node).await
         }
     }
+}
+
+/// Takes blobs out of the cache.
+async fn clear<N: Node>(path: &str, body: Incoming, node: &Arc<N>) -> Result<Answer, ApiError> {
+    let cleared = Arc::clone(node);
+    if path == "/v1/cache/prune" {
+        let PruneRequest { to } = read(body).await?;
+        return json(&blocking(move || prune(&*cleared, to)).await?);
+    }
+    let ReleaseRequest { blobs } = read(body).await?;
+    json(&blocking(move || release(&*cleared, blobs)).await?)
 }
 
 /// The answer to a `GET` of one of [`PATHS`].

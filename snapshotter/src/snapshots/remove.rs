@@ -3,14 +3,14 @@
 //! A snapshot is gone when its record is. Its mount, directory and cached data follow, one snapshot at a time, while the call has been
 //! answered already: containerd removes snapshots while it lets nobody make any. `Cleanup` waits for that.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
 use std::sync::Arc;
 
 use super::error::Error;
 use super::{Snapshots, locked, start};
 use crate::labels;
-use crate::store::{Kind, Record, Role};
+use crate::store::{Image, Kind, Record, Role};
 
 impl Snapshots {
     /// Removes a snapshot.
@@ -76,14 +76,18 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Forgets logins of images that are not here any more.
-    async fn forget_logins(self: &Arc<Self>) {
+    /// Forgets logins of images that are not here any more, or not by this name.
+    pub(crate) async fn forget_logins(self: &Arc<Self>) {
         let names = self.blocking(|snapshots| {
-            let mut names = BTreeSet::new();
-            snapshots.store.each(|_, record| {
-                names.extend(record.labels.get(labels::IMAGE_REF).cloned());
-                names.extend(record.image.iter().flat_map(|image| image.names()));
+            let (mut names, mut images, mut layers) = (BTreeSet::new(), Vec::new(), BTreeMap::new());
+            snapshots.store.each(|name, record| {
+                if record.role() == Role::Bootstrap && record.kind() == Kind::Committed {
+                    images.push(name.to_owned());
+                }
+                names.extend(record.image.iter().flat_map(Image::names));
+                layers.insert(name.to_owned(), (record.parent, record.labels.get(labels::IMAGE_REF).cloned()));
             })?;
+            names.extend(names_of_others(images, layers));
             Ok::<_, Error>(names)
         });
         match names.await {
@@ -146,5 +150,31 @@ impl Snapshots {
             }
         })?;
         Ok(())
+    }
+}
+
+/// The names that the labels of layers have which belong to none of these images: of images that are being unpacked. A layer's label keeps the
+/// name with which the layer came, whatever its image is called by now. `layers` are parents and names, by the layers' own names.
+fn names_of_others(images: Vec<String>, mut layers: BTreeMap<String, (String, Option<String>)>) -> Vec<String> {
+    for image in images {
+        let mut next = image;
+        while let Some((parent, _)) = layers.remove(&next) {
+            next = parent;
+        }
+    }
+    layers.into_values().filter_map(|(_, name)| name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_that_belong_to_an_image_keep_no_name_alive() {
+        let layers =
+            [("a", "", "old"), ("b", "a", "old"), ("image", "b", "old"), ("c", "a", "new"), ("key", "c", "new")];
+        let layers = layers.map(|(own, parent, name)| (own.to_owned(), (parent.to_owned(), Some(name.to_owned()))));
+        assert_eq!(names_of_others(vec!["image".to_owned()], layers.clone().into()), ["new", "new"]);
+        assert_eq!(names_of_others(Vec::new(), layers.into()).len(), 5);
     }
 }

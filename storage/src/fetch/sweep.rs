@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use lazo_format::Digest;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use super::request::{Load, Request};
 use super::room::{Granted, kib};
@@ -29,7 +29,11 @@ pub(super) struct Sweeps(Mutex<HashMap<Digest, Arc<Sweep>>>);
 
 /// A whole blob on its way, or about to be asked for.
 #[derive(Debug, Default)]
-struct Sweep(Mutex<State>);
+struct Sweep {
+    state: Mutex<State>,
+    /// A request has joined.
+    news: Notify,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -67,7 +71,7 @@ struct Joined {
 
 impl Sweep {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn join(&self, request: Request) -> Joining {
@@ -77,6 +81,8 @@ impl Sweep {
         }
         let (back, waiting) = oneshot::channel();
         state.joined.push(Joined { request, back });
+        drop(state);
+        self.news.notify_one();
         Joining::Waiting(waiting)
     }
 
@@ -140,7 +146,7 @@ impl Sweeps {
     pub(super) fn lead(&self, blob: Digest, next: u32) -> Option<Lead<'_>> {
         let mut sweeps = self.lock();
         let Entry::Vacant(place) = sweeps.entry(blob) else { return None };
-        let sweep = Arc::new(Sweep(Mutex::new(State { next, ..State::default() })));
+        let sweep = Arc::new(Sweep { state: Mutex::new(State { next, ..State::default() }), news: Notify::new() });
         place.insert(Arc::clone(&sweep));
         Some(Lead { sweep, listed: Some((self, blob)) })
     }
@@ -282,7 +288,11 @@ impl Fetcher {
         }
         let Some(claim) = blob.claim_absent(chunk..chunk + 1).pop() else { return Some(false) };
         if !sweep.is_joined().0 {
-            self.unless_stopped(self.rate.admit(length)).await?;
+            tokio::select! {
+                admitted = self.unless_stopped(self.rate.admit(length)) => admitted?,
+                // What somebody wants is not held up.
+                () = sweep.news.notified() => {}
+            }
         }
         self.keep(claim, bytes, source).await;
         Some(true)

@@ -97,6 +97,14 @@ impl BlobSource for Whole {
     }
 }
 
+impl Process<'_> {
+    /// Waits until a source that is held is known to send a whole blob, of which it may send a piece.
+    async fn until_it_comes(&self, source: &Whole) {
+        source.pieces.add_permits(1);
+        self.until("a whole answer comes", |_| source.taken() > 0).await;
+    }
+}
+
 impl Image {
     fn process_of(&self, sources: Vec<Arc<dyn BlobSource>>) -> Process<'_> {
         let mut parts = Parts::new(self.index(), sources.clone(), self.cache(), Handle::current());
@@ -130,11 +138,11 @@ async fn readers_of_what_comes_wait_for_it_and_those_of_what_has_passed_ask_anew
     let process = image.process_of(vec![source.clone()]);
     let first = process.read_chunk(20);
     let last = async {
-        process.until("a whole answer begins", |_| source.begun() == 1).await;
+        process.until_it_comes(&source).await;
         process.read_chunk(290).await
     };
     let steps = async {
-        process.until("a whole answer begins", |_| source.begun() == 1).await;
+        process.until_it_comes(&source).await;
         // Up to the middle of the blob.
         source.pieces.add_permits(image.blob.len() / 2 / PIECE);
         process.until("half of it has passed", |_| source.taken() >= image.blob.len() / 2 - PIECE).await;
@@ -170,15 +178,36 @@ async fn bytes_that_lie_before_the_range_are_no_stall_and_no_failure() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_bound_on_what_nobody_waits_for_holds_up_no_reader() {
+    let image = Image::new(300);
+    let source = Whole::new(&image, usize::MAX);
+    let sources: Vec<Arc<dyn BlobSource>> = vec![source.clone()];
+    let mut parts = Parts::new(image.index(), sources.clone(), image.cache(), Handle::current());
+    parts.upstream = Upstream::new(sources, Policy::default(), Arc::clone(&parts.metrics));
+    parts.rate = RateLimiter::new(NonZeroU64::new(1), None);
+    assert!(parts.rate.try_admit(1 << 40), "and no more for a long time");
+    let process = Process { image: &image, reader: Arc::new(Reader::new(parts)) };
+    process.read_chunk(100).await.unwrap();
+    process.read_chunk(200).await.unwrap();
+    process.read_chunk(50).await.unwrap();
+    assert_eq!(source.begun(), 1);
+    assert!(source.taken() < image.blob.len(), "nobody has asked for the rest");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_whole_answer_that_breaks_off_keeps_what_came_and_its_readers_go_on() {
     let image = Image::new(300);
     let source = Whole::new(&image, usize::MAX);
     *source.cut.lock().unwrap() = Some(image.blob.len() / 2 + 10);
+    source.hold();
     let process = image.process_of(vec![source.clone()]);
-    let reads = [290, 280, 10, 299].map(|chunk| process.read_chunk(chunk));
-    for read in join_all(reads).await {
-        read.unwrap();
-    }
+    let (first, ()) = tokio::join!(process.read_chunk(290), async {
+        process.until_it_comes(&source).await;
+        let others = join_all([280, 10, 299].map(|chunk| process.read_chunk(chunk)));
+        let (others, ()) = tokio::join!(others, async { source.pieces.add_permits(image.blob.len()) });
+        others.into_iter().for_each(|read| read.unwrap());
+    });
+    first.unwrap();
     process.read(0..300 * CHUNK).await.unwrap();
     assert_eq!(source.begun(), 2, "one more for all of them");
     assert_eq!(process.reader.stats().chunks, 300, "nothing is decoded twice");
@@ -192,7 +221,7 @@ async fn a_source_that_heeds_ranges_is_preferred_and_one_that_does_again_is_as_a
     whole.hold();
     // Asked first, as nobody knows. Then the other one serves, though the whole answer has not come to its end.
     let (late, ()) = tokio::join!(process.read_chunk(299), async {
-        process.until("a whole answer begins", |_| whole.begun() == 1).await;
+        process.until_it_comes(&whole).await;
         process.read_chunk(5).await.unwrap();
         assert!(!ranges.requests().is_empty());
         whole.pieces.add_permits(image.blob.len());

@@ -109,6 +109,11 @@ fn the_kubelets_login_for_a_second_repository_is_kept_and_used() {
     }
     until_named(&node, &[two.name(1)]);
     assert_reads(&site, &namespace, &container, 2);
+    until("the first login is forgotten, and it alone", || {
+        let kept = std::fs::read_to_string(scratch.join("state/credentials.json")).expect("the kept logins");
+        assert!(kept.contains("/b/app"), "{kept}");
+        (!kept.contains("/a/app")).then_some(())
+    });
     // A newer login of the second: what was refused is asked for again at once.
     two.revoke(1);
     kubelet.pull(&two.images[1], Some(&Two::login(1))).expect_err("the login is revoked");
