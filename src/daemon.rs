@@ -1,6 +1,6 @@
 //! `lazo daemon`: serve all images of this machine from one place.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use lazo_daemon::node::client::Client;
@@ -30,7 +30,7 @@ enum Command {
     /// End the daemon; while images are in use, it says by whom, serves them on, and ends after the last of them. Refused while a service
     /// manager runs it, which would start it again: stop the unit instead
     Stop {
-        /// End at once: whoever still reads gets I/O errors
+        /// End at once: whoever still reads gets I/O errors. Where no daemon runs any more, takes away the mounts that a killed one has left
         #[arg(long)]
         force: bool,
     },
@@ -89,6 +89,17 @@ fn find(global: &Global) -> anyhow::Result<Client> {
 }
 
 fn stop(global: &Global, force: bool) -> anyhow::Result<()> {
+    let run_dir = global.run_dir();
+    // Not by the socket alone, which a service manager may keep for the next daemon.
+    if node::is_abandoned(run_dir) {
+        if !force {
+            bail!(
+                "no node daemon runs at {}; --force takes away the mounts that one may have left there",
+                run_dir.display()
+            );
+        }
+        return take_away(run_dir);
+    }
     let StopInfo { held, cut } = find(global)?.stop(force)?;
     for Held { image, mount_points, users } in &held {
         let places: Vec<String> = mount_points.iter().chain(users).map(|place| place.display().to_string()).collect();
@@ -100,6 +111,14 @@ fn stop(global: &Global, force: bool) -> anyhow::Result<()> {
     } else {
         "these images are served on, and the daemon ends after the last of them; --force cuts them off\n".to_owned()
     })
+}
+
+/// Ends what a daemon has left that was killed.
+fn take_away(run_dir: &Path) -> anyhow::Result<()> {
+    for place in node::take_away(run_dir)? {
+        output::print(format!("unmounted {}\n", place.display()))?;
+    }
+    output::print("no node daemon runs, and nothing is left of one\n".to_owned())
 }
 
 fn upgrade(global: &Global, binary: Option<&PathBuf>) -> anyhow::Result<()> {

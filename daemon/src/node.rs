@@ -4,12 +4,14 @@
 //! supervisor   started first; holds the FUSE files and the control socket, restarts the worker, replaces it on upgrade
 //!  └ worker    serves bytes and the control API; holds no right to mount
 //!     ├ mounter  makes and ends mounts: all that might wait for the worker itself
-//!     └ helpers  runs credential helpers, which write where the worker may not
+//!     ├ helpers  runs credential helpers, which write where the worker may not
+//!     └ holder   keeps the files of a handover until the next daemon serves them
 //! ```
 
 mod api;
 pub mod client;
 pub mod config;
+mod files;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod handover;
@@ -28,7 +30,7 @@ use std::io;
 use crate::error::{Error, Result};
 use config::Config;
 pub use supervisor::inherited;
-pub use worker::make_run_dir;
+pub use worker::{is_abandoned, make_run_dir, take_away};
 
 /// Runs a daemon until it is told to end (SIGTERM, SIGINT, SIGHUP).
 ///
@@ -47,6 +49,7 @@ pub fn run_process(name: &str) -> Result<()> {
         "worker" => worker::run(),
         "mounter" => mounter::run_mounter(),
         "helpers" => helpers::run_helpers(),
+        "holder" => handover::run_holder(),
         "userns" => mounter::run_user_namespace(),
         _ => Err(Error::io("be a process of the daemon")(io::Error::other(format!("there is none called {name}")))),
     }

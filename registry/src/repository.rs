@@ -12,6 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture, stream::BoxStream};
+use lazo_base::lines::Lines;
 use lazo_format::Digest;
 use oci_spec::image::Descriptor;
 
@@ -40,6 +41,8 @@ struct Inner {
     hosts: Vec<Registry>,
     attempts: u32,
     document_timeout: Duration,
+    /// Lines of hosts that failed.
+    lines: Lines,
 }
 
 /// What is asked of a host.
@@ -61,6 +64,7 @@ impl Repository {
             hosts: hosts?,
             attempts: options.attempts,
             document_timeout: options.document_timeout,
+            lines: Lines::new(),
         })))
     }
 
@@ -212,7 +216,10 @@ impl Repository {
                 Ok(answer) => return Ok(answer),
                 Err(error) if last == 1 => return Err(error),
                 Err(error) => {
-                    tracing::warn!(host = host.name(), error = crate::http::chain(&error), "asking the next host");
+                    self.0.lines.write(|left_out| {
+                        let error = crate::http::chain(&error);
+                        tracing::warn!(host = host.name(), error, left_out, "asking the next host");
+                    });
                     host.rest_after(&error);
                     if number + 1 == last {
                         verdict = Some(error);

@@ -18,6 +18,7 @@ use hyper::server::conn::http2 as server;
 use hyper::service::service_fn;
 use hyper::{Request, Response, Uri};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use lazo_base::lines::Lines;
 use prost::Message as _;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, Semaphore};
@@ -90,13 +91,15 @@ pub(crate) async fn serve(
     references: Arc<References>,
 ) {
     let containerd = Arc::new(Containerd { path: containerd, connection: Mutex::default(), references });
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let (room, lines) = (Arc::new(Semaphore::new(MAX_CONNECTIONS)), Lines::new());
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection for image requests");
+                lines.write(
+                    |left_out| tracing::warn!(%error, left_out, "cannot accept a connection for image requests"),
+                );
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }

@@ -38,6 +38,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use lazo_base::lines::Lines;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::Notify;
 
@@ -102,6 +103,9 @@ pub struct Cache {
     /// Held by who verifies a whole blob: one at a time, as it takes the disk and a core.
     sealing: tokio::sync::Mutex<()>,
     metrics: Arc<Metrics>,
+    /// Lines of chunks that were found damaged, and of what cannot be evicted.
+    damaged: Lines,
+    cannot_evict: Lines,
 }
 
 /// The blobs that this process uses, by the name of their directories.
@@ -140,6 +144,8 @@ impl Cache {
             completed: Notify::new(),
             sealing: tokio::sync::Mutex::default(),
             metrics,
+            damaged: Lines::new(),
+            cannot_evict: Lines::new(),
         });
         cache.renew_limit();
         evict::start(&cache).map_err(Error::io("start a thread for", state_dir))?;
@@ -180,6 +186,14 @@ impl Cache {
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.pause.is_over()
+    }
+
+    /// Shows what is used after somebody has taken blobs out by [`admin`] in this process. What other processes take out is noticed within
+    /// some seconds.
+    pub fn look_again(&self) {
+        if self.is_counted() {
+            self.show_used(self.ledger.settle().used);
+        }
     }
 
     /// What keeps the page cache free of the copies that this process would leave there.

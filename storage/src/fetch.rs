@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use lazo_base::lines::Lines;
 use lazo_format::{ChunkError, ChunkIndex};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -50,6 +51,8 @@ static NEXT: AtomicU64 = AtomicU64::new(0);
 /// Fetches chunks: single-flight, neighbours in one request, within bounds.
 pub(crate) struct Fetcher {
     upstream: Upstream,
+    /// Lines of chunks that came with wrong bytes.
+    wrong: Lines,
     runtime: Handle,
     /// Tells its chunks from other images'.
     number: u64,
@@ -98,6 +101,7 @@ impl Fetcher {
     ) -> Self {
         Self {
             upstream,
+            wrong: Lines::new(),
             runtime,
             number: NEXT.fetch_add(1, Ordering::Relaxed),
             rooms: bounds.rooms(),
@@ -360,7 +364,10 @@ impl Fetcher {
         let (blob, chunk) = (claim.blob().record().digest, ChunkIndex(claim.chunks().start));
         attempt.number += 1;
         let source = attempt.source.map_or_else(|| "unknown".into(), |source| self.upstream.name(source));
-        tracing::warn!(%blob, %chunk, attempt = attempt.number, %source, %error, "a chunk came with wrong bytes");
+        self.wrong.write(|left_out| {
+            let attempt = attempt.number;
+            tracing::warn!(%blob, %chunk, attempt, %source, %error, left_out, "a chunk came with wrong bytes");
+        });
         // It is asked for this blob only if no other can be, for some time.
         if let Some(source) = attempt.source {
             self.upstream.wrong_bytes(source, claim.blob().record());

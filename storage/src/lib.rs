@@ -67,5 +67,5 @@ pub use source::{
 };
 pub use table::ImageIndex;
 pub use trim::Trimmer;
-pub use upstream::{Body, Cause, Policy, Reason, SourceId, Speed, Tried, Upstream, UpstreamError, Urgency};
+pub use upstream::{Body, Cause, Policy, Reason, SourceId, Speed, Tried, Trouble, Upstream, UpstreamError, Urgency};
 pub use walk::ResolveError;

@@ -106,6 +106,8 @@ metrics! {
         wrong_chunks: BySource<Counter> = "lazo_wrong_chunks_total";
         /// Times that the outage limit of a blob ran out, so that its readers got an I/O error.
         outages: Counter = "lazo_outages_total";
+        /// Requests for data of which readers wait, as no source serves the blob now. Beyond 0 for longer than a moment, the health is degraded.
+        outage_requests: Gauge = "lazo_outage_requests";
     }
     "Reads" {
         /// Reads answered with data, by where it came from.

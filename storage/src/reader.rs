@@ -18,7 +18,7 @@ use crate::metrics::{Counted, Metrics, Stats};
 use crate::rate::RateLimiter;
 use crate::source::BlobSource;
 use crate::table::ImageIndex;
-use crate::upstream::{Policy, Upstream};
+use crate::upstream::{Policy, Trouble, Upstream};
 use crate::window;
 
 /// Rounds of fetching for one read. One is enough unless what others had begun to fetch was given up, or chunks go from the cache
@@ -89,6 +89,12 @@ impl Reader {
             index,
             runtime,
         }
+    }
+
+    /// What no source serves just now that somebody reads; none if nothing is missed.
+    #[must_use]
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.fetcher.upstream().trouble()
     }
 
     /// Opens a blob, on a thread for what blocks. Whether it had not been open before.

@@ -30,6 +30,7 @@ mod request;
 #[cfg(test)]
 mod tests;
 mod trial;
+mod trouble;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -39,6 +40,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use lazo_base::lines::Lines;
 use lazo_format::{BlobRecord, Digest};
 use tokio::sync::Notify;
 use tokio::time::{self, Instant};
@@ -51,6 +53,7 @@ pub use error::{Cause, Reason, Tried, UpstreamError};
 use meter::Meter;
 pub use meter::Speed;
 use trial::Trial;
+pub use trouble::Trouble;
 
 /// A source of an [`Upstream`]: a number that no other source of it has had, from 0. Those added later have greater ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -108,6 +111,8 @@ struct Shared {
     metrics: Arc<Metrics>,
     /// When the log last said that something came too slowly.
     slow_told: Mutex<Option<Instant>>,
+    /// Lines of single blobs, of which an image may have many.
+    lines: Lines,
 }
 
 #[derive(Default)]
@@ -151,7 +156,15 @@ impl Upstream {
     pub fn new(sources: Vec<Arc<dyn BlobSource>>, policy: Policy, metrics: Arc<Metrics>) -> Self {
         let board = Mutex::new(Board::new(&policy));
         let (changed, slow_told) = (Notify::new(), Mutex::default());
-        let upstream = Self(Arc::new(Shared { sources: Mutex::default(), policy, board, changed, metrics, slow_told }));
+        let upstream = Self(Arc::new(Shared {
+            sources: Mutex::default(),
+            policy,
+            board,
+            changed,
+            metrics,
+            slow_told,
+            lines: Lines::new(),
+        }));
         upstream.add(sources);
         upstream
     }
@@ -249,7 +262,7 @@ impl Upstream {
         let error = SourceError::new(ErrorKind::BadAnswer, WrongBytes);
         let change = self.0.board().skip(source, blob.digest, (&error).into(), Instant::now());
         if change == board::Change::Skipped {
-            skipped(&named, blob.digest, &error);
+            skipped(&named, &self.0.lines, blob.digest, &error);
         }
     }
 
@@ -318,7 +331,9 @@ impl Shared {
         let first = trial.urgency == Urgency::Waiting && self.board().run_out(trial, Instant::now());
         if first {
             self.metrics.outages.inc();
-            tracing::error!(blob = %error.blob, %error, "the outage limit of a blob ran out; its reads fail");
+            self.lines.write(|left_out| {
+                tracing::error!(blob = %error.blob, %error, left_out, "the outage limit of a blob ran out; its reads fail");
+            });
         }
         error
     }
@@ -358,11 +373,13 @@ fn down(named: &Named, error: &SourceError, pause: Duration) {
     tracing::warn!(source = %named.name, error, ?pause, "a source failed; it is left alone until a probe succeeds");
 }
 
-fn skipped(named: &Named, blob: Digest, error: &SourceError) {
+fn skipped(named: &Named, lines: &Lines, blob: Digest, error: &SourceError) {
     let (source, cause) = (&named.name, error as &dyn std::error::Error);
     match error.kind {
         // Usual for a mirror that fills as it is used.
         ErrorKind::NotFound => tracing::debug!(%source, %blob, error = cause, "a source does not have a blob"),
-        _ => tracing::warn!(%source, %blob, error = cause, "a source is not asked for a blob for some time"),
+        _ => lines.write(|left_out| {
+            tracing::warn!(%source, %blob, error = cause, left_out, "a source is not asked for a blob for some time");
+        }),
     }
 }

@@ -1,8 +1,12 @@
 //! The node daemon as its users see it: through `lazo`, in both modes.
 
+mod few_files;
+mod health;
 mod managed;
 mod many;
 mod overlays;
+mod removal;
+mod upgrade;
 
 use std::{
     fs::{self, File},

@@ -1,5 +1,6 @@
 //! The node daemon's processes are killed and replaced while programs read its mounts: no read fails, none is wrong.
 
+mod handover;
 mod readers;
 mod signals;
 

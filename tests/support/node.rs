@@ -4,7 +4,7 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     path::PathBuf,
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -44,13 +44,47 @@ impl<'a> Node<'a> {
 
     /// The same with variables in its environment.
     pub(crate) fn with_environment(scratch: &'a Scratch, config: &str, environment: &[(&str, &OsStr)]) -> Self {
+        Self::spawn(scratch, config, &[], environment).ready()
+    }
+
+    /// One that may have so many open files, and may not raise that.
+    pub(crate) fn with_files(scratch: &'a Scratch, config: &str, files: u32) -> Self {
+        let files = format!("--nofile={files}");
+        let drop = ["setpriv", "--bounding-set=-sys_resource", "--inh-caps=-sys_resource"];
+        Self::begin(scratch, config, &[&["prlimit", &files][..], &drop].concat()).ready()
+    }
+
+    /// One that has begun, and may not serve yet. `wrapper`: what it is run by.
+    pub(crate) fn begin(scratch: &'a Scratch, config: &str, wrapper: &[&str]) -> Self {
+        Self::spawn(scratch, config, wrapper, &[])
+    }
+
+    fn spawn(scratch: &'a Scratch, config: &str, wrapper: &[&str], environment: &[(&str, &OsStr)]) -> Self {
         let file = scratch.join("lazo.toml");
         fs::write(&file, config).expect("the configuration");
         let log = File::options().create(true).append(true).open(scratch.join("daemon.log")).expect("the log");
-        let mut command = scratch.lazo(["daemon", "--config"]);
+        let daemon = scratch.lazo(["daemon", "--config"]);
+        let program = wrapper.first().map_or(daemon.get_program(), |wrapper| wrapper.as_ref());
+        let mut command = Command::new(program);
+        command.args(wrapper.iter().skip(1));
+        if !wrapper.is_empty() {
+            command.arg(daemon.get_program());
+        }
+        command.args(daemon.get_args()).arg(file);
+        for (name, value) in daemon.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
         command.envs(environment.iter().copied());
-        command.arg(file).stdout(Stdio::null()).stderr(log);
-        let mut node = Self { scratch, process: command.spawn().expect("lazo daemon") };
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        Self { scratch, process: command.spawn().expect("lazo daemon") }
+    }
+
+    /// Waits until it answers.
+    fn ready(self) -> Self {
+        let mut node = self;
         until("the daemon answers", || {
             let ended = node.process.try_wait().expect("its state");
             assert!(ended.is_none(), "the daemon has ended: {}", node.log());
@@ -142,7 +176,7 @@ impl<'a> Node<'a> {
     }
 
     /// The processes that it has started, and those that these have.
-    fn family(&self) -> Vec<Pid> {
+    pub(crate) fn family(&self) -> Vec<Pid> {
         let mut family = vec![Pid::from_child(&self.process)];
         let mut next = 0;
         while let Some(parent) = family.get(next) {

@@ -4,9 +4,11 @@
 //! each request are bounded. What waits for an image's registry is bounded apart from the rest, so that images which cannot be
 //! had do not keep anybody from looking, nor from unmounting, nor from mounting an image whose files are at hand.
 
+mod connection;
 #[cfg(any(test, fuzzing))]
 pub(in crate::node) mod fuzz;
 mod peer;
+mod spare;
 #[cfg(test)]
 mod tests;
 
@@ -25,27 +27,35 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use lazo_base::lines::Lines;
 use lazo_storage::cache::admin::{CachedBlob, Inventory, Removed};
 use lazo_storage::metrics::{CONTENT_TYPE as METRICS_TYPE, Metrics};
+use rustix::io::Errno;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
 
 use super::config::MAX_OUTAGE_LIMIT;
+use super::files;
 use super::protocol::{
     API_VERSION, ApiError, ErrorKind, Health, ImageInfo, MAX_REFERENCES, MountInfo, MountRequest, PruneRequest,
     ReferencesRequest, ReleaseRequest, Released, StopInfo, StopRequest, UmountRequest, UpgradeInfo, UpgradeRequest,
     Version, WarmRequest,
 };
 use super::stats::Stats;
+use connection::Connection;
 use peer::User;
 pub(super) use peer::{Access, listen};
+use spare::Spare;
 
 /// Connections at a time; more wait in the kernel. Each holds at most [`MAX_HEAD`] bytes and what [`MAX_CHANGES`] and
 /// [`MAX_VIEWS`] let through; that they are many keeps those who wait for their images from shutting out the others.
 const MAX_CONNECTIONS: usize = 512;
+
+/// Of the files that may be open, this part may be connections.
+const CONNECTIONS_PART: u64 = 4;
 
 /// Connections of those who may not use the API, at a time, for as long as they are told so; more are closed at once.
 const MAX_STRANGERS: usize = 8;
@@ -102,8 +112,14 @@ pub(super) trait Node: Send + Sync + 'static {
     /// How it is.
     fn health(&self) -> Health;
 
+    /// Whether it makes mounts.
+    fn is_ready(&self) -> bool;
+
     /// Where the cache is.
     fn state_dir(&self) -> &Path;
+
+    /// Something was taken out of the cache.
+    fn removed(&self);
 
     /// What is counted.
     fn metrics(&self) -> &Arc<Metrics>;
@@ -111,8 +127,12 @@ pub(super) trait Node: Send + Sync + 'static {
     /// Ends the daemon, at once or when nothing is in use any more.
     fn stop(&self, force: bool) -> impl Future<Output = Result<StopInfo, ApiError>> + Send;
 
-    /// Replaces the program. Whoever asks may lose the connection, and then looks at the health.
-    fn upgrade(&self, binary: Option<PathBuf>) -> impl Future<Output = Result<UpgradeInfo, ApiError>> + Send;
+    /// Replaces the program. Whoever asks is answered on his connection when another worker serves.
+    fn upgrade(
+        &self,
+        binary: Option<PathBuf>,
+        connection: Option<Arc<UnixStream>>,
+    ) -> impl Future<Output = Result<UpgradeInfo, ApiError>> + Send;
 }
 
 /// What is under way, of all connections together.
@@ -148,7 +168,10 @@ impl Room {
 pub(super) async fn serve<N: Node>(listener: StdUnixListener, access: Access, node: Arc<N>) -> io::Result<Infallible> {
     listener.set_nonblocking(true)?;
     let listener = UnixListener::from_std(listener)?;
-    let (connections, strangers) = (Arc::new(Semaphore::new(MAX_CONNECTIONS)), Arc::new(Semaphore::new(MAX_STRANGERS)));
+    // Where few files may be open, most of them are for other things.
+    let most = usize::try_from(files::limit() / CONNECTIONS_PART).unwrap_or(usize::MAX).clamp(1, MAX_CONNECTIONS);
+    let (connections, strangers) = (Arc::new(Semaphore::new(most)), Arc::new(Semaphore::new(MAX_STRANGERS)));
+    let (mut spare, lines) = (Spare::new(), Lines::new());
     let room = Arc::new(Room::new());
     loop {
         match listener.accept().await {
@@ -163,16 +186,28 @@ pub(super) async fn serve<N: Node>(listener: StdUnixListener, access: Access, no
                 };
                 let (node, room) = (Arc::clone(&node), Arc::clone(&room));
                 tokio::spawn(async move {
-                    answer(stream, allowed, node, room).await;
+                    let stream = Arc::new(stream);
+                    answer(Connection(Arc::clone(&stream)), allowed, node, room, Some(stream)).await;
                     drop(permit);
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a connection to the control socket");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                lines.write(|left_out| {
+                    tracing::warn!(%error, left_out, "cannot accept a connection to the control socket");
+                });
+                if is_no_room(&error) {
+                    spare.refuse_one(&listener).await;
+                } else {
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             }
         }
     }
+}
+
+/// Whether no more files can be opened, by this process or by all.
+fn is_no_room(error: &io::Error) -> bool {
+    [Errno::MFILE, Errno::NFILE].contains(&Errno::from_io_error(error).unwrap_or(Errno::IO))
 }
 
 /// One connection. What goes wrong with it is the client's to see.
@@ -181,13 +216,15 @@ async fn answer<N: Node>(
     allowed: Result<User, ApiError>,
     node: Arc<N>,
     room: Arc<Room>,
+    connection: Option<Arc<UnixStream>>,
 ) {
     let stranger = allowed.is_err();
     let service = service_fn(move |request| {
         let (node, room, allowed) = (Arc::clone(&node), Arc::clone(&room), allowed.clone());
+        let connection = connection.clone();
         async move {
             let answer = match allowed {
-                Ok(user) => respond(request, user, &node, &room).await,
+                Ok(user) => respond(request, user, &node, &room, connection).await,
                 Err(denied) => Err(denied),
             };
             Ok::<_, Infallible>(answer.unwrap_or_else(|error| refuse(&error)))
@@ -208,6 +245,7 @@ type Answer = Response<Full<Bytes>>;
 const PATHS: [(&str, &str); 13] = [
     ("/v1/version", "GET, HEAD"),
     ("/v1/health", "GET, HEAD"),
+    ("/v1/ready", "GET, HEAD"),
     ("/v1/mounts", "GET, HEAD, POST, DELETE"),
     ("/v1/references", "POST"),
     ("/v1/images", "GET, HEAD"),
@@ -226,6 +264,7 @@ async fn respond<N: Node>(
     user: User,
     node: &Arc<N>,
     room: &Room,
+    connection: Option<Arc<UnixStream>>,
 ) -> Result<Answer, ApiError> {
     let (head, body) = request.into_parts();
     let path = head.uri.path();
@@ -275,7 +314,7 @@ async fn respond<N: Node>(
             let _permit = room.changes.acquire().await.map_err(internal)?;
             let UpgradeRequest { binary } = read(body).await?;
             binary.iter().try_for_each(|binary| check_path(binary))?;
-            json(&finish(node, |node| async move { node.upgrade(binary).await }).await?)
+            json(&finish(node, |node| async move { node.upgrade(binary, connection).await }).await?)
         }
         _ => {
             let _permit = room.views.acquire().await.map_err(internal)?;
@@ -300,6 +339,7 @@ async fn show<N: Node>(path: &str, node: &Arc<N>) -> Result<Answer, ApiError> {
     match path {
         "/v1/version" => json(&version(&**node)),
         "/v1/health" => json(&node.health()),
+        "/v1/ready" => ready(&**node),
         "/v1/mounts" => json(&node.mounts()),
         "/v1/images" => json(&node.images()),
         "/v1/stats" => json(&stats(&**node)),
@@ -313,6 +353,16 @@ async fn show<N: Node>(path: &str, node: &Arc<N>) -> Result<Answer, ApiError> {
             Ok(response)
         }
     }
+}
+
+/// The health, with a status that tells those who send work here whether to.
+fn ready(node: &impl Node) -> Result<Answer, ApiError> {
+    let health = node.health();
+    let mut response = json(&health)?;
+    if !health.ok || !node.is_ready() {
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    }
+    Ok(response)
 }
 
 async fn mount<N: Node>(request: MountRequest, node: &Arc<N>) -> Result<MountInfo, ApiError> {
@@ -444,7 +494,9 @@ struct Pruned {
 fn prune(node: &impl Node, to: u64) -> Result<Pruned, ApiError> {
     let failed = |error| ApiError::of(ErrorKind::Internal, &error);
     let mounted: Vec<String> = node.images().into_iter().map(|image| image.manifest).collect();
-    let removed = Inventory::read(node.state_dir()).and_then(|all| all.prune(to, &mounted)).map_err(failed)?;
+    let removed = Inventory::read(node.state_dir()).and_then(|all| all.prune(to, &mounted));
+    node.removed();
+    let removed = removed.map_err(failed)?;
     let disk_bytes = Inventory::read(node.state_dir()).map_err(failed)?.disk_bytes();
     Ok(Pruned { removed, disk_bytes })
 }
@@ -454,6 +506,7 @@ fn release(node: &impl Node, blobs: Vec<String>) -> Result<Released, ApiError> {
     let mounted: Vec<String> = node.images().into_iter().map(|image| image.manifest).collect();
     let blobs = blobs.into_iter().collect();
     let released = Inventory::read(node.state_dir()).and_then(|all| all.release(&blobs, &mounted));
+    node.removed();
     let (removed, in_use) = released.map_err(failed)?;
     Ok(Released { in_use, bytes: removed.bytes })
 }

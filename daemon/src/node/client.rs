@@ -33,8 +33,8 @@ const MOUNT: Duration = Duration::from_secs(15 * 60);
 /// How long an unmount may take.
 const UMOUNT: Duration = Duration::from_secs(60);
 
-/// How long an upgrade may take.
-const UPGRADE: Duration = Duration::from_secs(60);
+/// How long an upgrade may take: a program that does not get ready has 20 s for it, and then the one before is used again.
+const UPGRADE: Duration = Duration::from_secs(120);
 
 /// Between two tries, while a worker is started again.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -254,8 +254,9 @@ impl Client {
         let request = UpgradeRequest { binary: binary.map(Path::to_owned) };
         let begin = Instant::now();
         let version = match self.send::<UpgradeInfo>(Method::POST, "/v1/upgrade", &request, until, UPGRADE) {
+            Ok(info) if info.worker_pid != before.worker_pid => return Ok(info),
+            // Of an older version: the worker that was asked is the one that ends.
             Ok(info) => Some(info.version),
-            // The worker that was asked is the one that ends.
             Err(ClientError::Broken { .. }) => None,
             Err(error) => return Err(error),
         };

@@ -3,27 +3,53 @@
 //!
 //! The worker holds `RUN/worker.lock` as long as it lives. A supervisor that begins and finds it held waits for the worker at
 //! `RUN/handover.sock`, receives all files, and starts a worker of its own when that one has ended.
+//!
+//! ```text
+//! supervisor ── greets ──▶ worker ── all files, and the connection ──▶ holder (a process that only keeps them)
+//!     │ ◀── all files ────────┘ ends: only one process may take the kernel's requests
+//!     └─▶ its worker ── serves: says so on the connection ──▶ holder ends
+//! ```
+//! No worker can be left until the next one serves, as both would take the kernel's requests. So the files are kept meanwhile by a process of
+//! its own, the *holder*. If the connection closes before anybody has said that he serves, the new daemon was killed; then the holder waits
+//! at `RUN/handover.sock` for the next one, and readers wait with it. It has `RUN/holder.lock` as long as it lives.
+
+mod holder;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
+use rustix::net::SendFlags;
 use serde::{Deserialize, Serialize};
 
 use super::link;
+pub(super) use holder::{Holder, run as run_holder};
 
 /// How long a supervisor waits for a worker of an earlier one. It needs no longer than to notice that it is alone.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(5);
+
+/// How long a supervisor may take to greet, in seconds. Older versions never do, and nor do they say that they serve.
+const GREETING: i64 = 1;
+
+/// What a supervisor says first, and what is said when all is served again.
+const GREETS: u8 = b'h';
+const SERVES: u8 = b's';
+
+/// Files by name.
+pub(super) type Files = BTreeMap<String, OwnedFd>;
 
 /// Comes with each file.
 #[derive(Serialize, Deserialize)]
@@ -32,6 +58,14 @@ struct Kept {
     /// How many follow. Older versions do not say.
     #[serde(default)]
     left: Option<usize>,
+}
+
+/// What a supervisor was given.
+#[derive(Debug, Default)]
+pub(super) struct Given {
+    pub(super) files: Files,
+    /// Where to say that all of it is served ([`say_served`]). When it is closed before, the files are given to the next one who asks.
+    pub(super) from: Option<OwnedFd>,
 }
 
 /// A file that says by its lock that a process of a kind lives.
@@ -45,72 +79,145 @@ fn lock(run_dir: &Path, name: &str) -> io::Result<Option<File>> {
     }
 }
 
-/// What a supervisor begins with: its lock on the run directory, for as long as it lives, and the files of a worker that is ready to
-/// hand over. A daemon that was told to end while images are in use has such a worker, too; it ends when that has handed over.
-pub(super) fn begin(run_dir: &Path) -> io::Result<(File, BTreeMap<String, OwnedFd>)> {
-    if let Some(alone) = lock(run_dir, "daemon.lock")? {
-        return Ok((alone, take(run_dir)?));
-    }
-    let running = |_| io::Error::other(format!("another daemon uses the run directory {}", run_dir.display()));
-    let files = receive(&UnixStream::connect(socket(run_dir)).map_err(running)?)?;
-    // For as long as it takes: nobody else has these files any more.
+/// Waits for a lock that another process is about to give up.
+fn wait_for_lock(run_dir: &Path, name: &str, who: &str) -> io::Result<File> {
+    let begin = Instant::now();
     loop {
-        if let Some(alone) = lock(run_dir, "daemon.lock")? {
-            return Ok((alone, files));
+        if let Some(lock) = lock(run_dir, name)? {
+            return Ok(lock);
+        }
+        if begin.elapsed() > PATIENCE {
+            return Err(io::Error::other(format!("{who} does not end")));
         }
         thread::sleep(LOOK);
     }
 }
 
-/// For a worker, as long as it lives. Waits for the one before it to be gone altogether.
-pub(super) fn lock_worker(run_dir: &Path) -> io::Result<File> {
-    let begin = Instant::now();
+/// What a supervisor begins with: its lock on the run directory, for as long as it lives, and the files of a worker that is ready to
+/// hand over. A daemon that was told to end while images are in use has such a worker, too; it ends when that has handed over.
+pub(super) fn begin(run_dir: &Path) -> io::Result<(File, Given)> {
+    if let Some(alone) = lock(run_dir, "daemon.lock")? {
+        return Ok((alone, take(run_dir)?));
+    }
+    let running = |_| io::Error::other(format!("another daemon uses the run directory {}", run_dir.display()));
+    let given = receive(UnixStream::connect(socket(run_dir)).map_err(running)?)?;
+    // For as long as it takes: nobody else serves these files any more.
     loop {
-        if let Some(lock) = lock(run_dir, "worker.lock")? {
-            return Ok(lock);
-        }
-        if begin.elapsed() > PATIENCE {
-            return Err(io::Error::other("an earlier worker does not end"));
+        if let Some(alone) = lock(run_dir, "daemon.lock")? {
+            return Ok((alone, given));
         }
         thread::sleep(LOOK);
     }
+}
+
+/// The locks of a run directory, if no daemon's process has one of them.
+pub(super) fn alone(run_dir: &Path) -> io::Result<Option<(File, File)>> {
+    let locks = (lock(run_dir, "daemon.lock")?, lock(run_dir, "worker.lock")?);
+    Ok(match locks {
+        (Some(daemon), Some(worker)) => Some((daemon, worker)),
+        _ => None,
+    })
+}
+
+/// For a worker, as long as it lives. Waits for the one before it to be gone altogether.
+pub(super) fn lock_worker(run_dir: &Path) -> io::Result<File> {
+    wait_for_lock(run_dir, "worker.lock", "an earlier worker")
 }
 
 fn socket(run_dir: &Path) -> PathBuf {
     run_dir.join("handover.sock")
 }
 
-/// Gives files to the first supervisor that asks for them and takes them all, as they are then, and returns.
-pub(super) fn give(run_dir: &Path, files: impl Fn() -> io::Result<BTreeMap<String, OwnedFd>>) -> io::Result<()> {
+fn listen(run_dir: &Path) -> io::Result<UnixListener> {
     let path = socket(run_dir);
+    let _ = std::fs::remove_file(&path);
+    UnixListener::bind(&path)
+}
+
+/// Gives files to the first supervisor that asks for them and takes them all, as they are then, and returns. Before that, `hold` has
+/// another process keep them too, until they are served again.
+pub(super) fn give(
+    run_dir: &Path,
+    files: impl Fn() -> io::Result<Files>,
+    hold: impl Fn(&UnixStream, &Files) -> io::Result<Holder>,
+) -> io::Result<()> {
     loop {
-        let _ = std::fs::remove_file(&path);
-        let listener = UnixListener::bind(&path)?;
+        let listener = listen(run_dir)?;
         let (stream, _) = listener.accept()?;
-        let _ = std::fs::remove_file(&path);
-        match send_all(&stream, &files()?) {
+        let _ = std::fs::remove_file(socket(run_dir));
+        match hand_over(&stream, &files()?, &hold) {
             Ok(()) => return Ok(()),
             Err(error) => tracing::warn!(%error, "a daemon that was to take over has gone; the next one is waited for"),
         }
     }
 }
 
-fn send_all(stream: &UnixStream, files: &BTreeMap<String, OwnedFd>) -> io::Result<()> {
+fn hand_over(
+    stream: &UnixStream,
+    files: &Files,
+    hold: impl Fn(&UnixStream, &Files) -> io::Result<Holder>,
+) -> io::Result<()> {
+    if !greets(stream) {
+        return send_all(stream, files);
+    }
+    let holder = hold(stream, files);
+    send_all(stream, files)?;
+    match holder {
+        Ok(holder) => holder.goes_on(),
+        // Better this than no handover at all.
+        Err(error) => {
+            tracing::warn!(%error, "what is handed over is lost if the new daemon is killed before it serves");
+            Ok(())
+        }
+    }
+}
+
+fn send_all(stream: impl AsFd, files: &Files) -> io::Result<()> {
     for (left, (name, file)) in (0..files.len()).rev().zip(files) {
-        link::send(stream, &Kept { name: name.clone(), left: Some(left) }, &[file.as_fd()])?;
+        link::send(&stream, &Kept { name: name.clone(), left: Some(left) }, &[file.as_fd()])?;
     }
     Ok(())
 }
 
-/// Receives the files of a worker that has lost its supervisor; none if there is no such worker.
-pub(super) fn take(run_dir: &Path) -> io::Result<BTreeMap<String, OwnedFd>> {
+/// Whether the one that asks for files is going to say when it serves them.
+fn greets(stream: &UnixStream) -> bool {
+    let mut said = [PollFd::new(stream, PollFlags::IN)];
+    let limit = Timespec { tv_sec: GREETING, tv_nsec: 0 };
+    poll(&mut said, Some(&limit)).is_ok_and(|count| count > 0) && hear(stream) == Some(GREETS)
+}
+
+/// The next byte; none when the other end is closed.
+fn hear(stream: &UnixStream) -> Option<u8> {
+    let mut byte = [0];
+    let received = rustix::io::retry_on_intr(|| rustix::net::recv(stream, &mut byte, rustix::net::RecvFlags::empty()));
+    received.is_ok_and(|(count, _)| count == 1).then_some(byte[0])
+}
+
+fn say(stream: impl AsFd, byte: u8) -> io::Result<()> {
+    rustix::net::send(stream, &[byte], SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+    Ok(())
+}
+
+/// What was given is served again: nobody else needs to keep it any more.
+pub(super) fn say_served(from: &OwnedFd) {
+    // An error: it was said before, by this process or another of the same daemon.
+    let _ = say(from, SERVES);
+}
+
+/// Receives the files of a worker that has lost its supervisor, or of a holder; none if there is no such process.
+pub(super) fn take(run_dir: &Path) -> io::Result<Given> {
     let begin = Instant::now();
     loop {
         if let Ok(stream) = UnixStream::connect(socket(run_dir)) {
-            return receive(&stream);
+            match receive(stream) {
+                // It was killed meanwhile. A holder may have what it had.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
+                given => return given,
+            }
         }
-        if lock(run_dir, "worker.lock")?.is_some() {
-            return Ok(BTreeMap::new());
+        // In this order: a holder is there before its worker ends.
+        if lock(run_dir, "worker.lock")?.is_some() && lock(run_dir, holder::LOCK)?.is_some() {
+            return Ok(Given::default());
         }
         if begin.elapsed() > PATIENCE {
             return Err(io::Error::other("a worker of an earlier daemon lives, and does not give up its mounts"));
@@ -119,84 +226,20 @@ pub(super) fn take(run_dir: &Path) -> io::Result<BTreeMap<String, OwnedFd>> {
     }
 }
 
-fn receive(stream: &UnixStream) -> io::Result<BTreeMap<String, OwnedFd>> {
-    let (mut files, mut missing) = (BTreeMap::new(), 0);
-    while let Some((Kept { name, left }, received)) = link::receive(stream)? {
+fn receive(stream: UnixStream) -> io::Result<Given> {
+    say(&stream, GREETS)?;
+    // There is one at least: the control socket.
+    let (mut files, mut missing) = (Files::new(), Some(1));
+    // Who does not say how many there are closes the connection.
+    while missing != Some(0)
+        && let Some((Kept { name, left }, received)) = link::receive(&stream)?
+    {
         let file = received.into_iter().next().ok_or(io::ErrorKind::InvalidData)?;
         files.insert(name, file);
-        missing = left.unwrap_or(0);
+        missing = left;
     }
-    if missing > 0 {
+    if missing.is_some_and(|missing| missing > 0) {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the worker that hands over has gone"));
     }
-    Ok(files)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::{Read as _, Seek as _, Write as _};
-
-    #[test]
-    fn files_go_from_one_to_the_other() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(b"kept").unwrap();
-        file.rewind().unwrap();
-        let worker = lock_worker(dir.path()).unwrap();
-        thread::scope(|scope| {
-            let files = || Ok(BTreeMap::from([("a".to_owned(), file.try_clone()?.into())]));
-            let path = dir.path();
-            scope.spawn(move || give(path, files).unwrap());
-            let files = take(dir.path()).unwrap();
-            let mut content = String::new();
-            File::from(files.into_iter().next().unwrap().1).read_to_string(&mut content).unwrap();
-            assert_eq!(content, "kept");
-        });
-        drop(worker);
-        assert!(take(dir.path()).unwrap().is_empty(), "nobody is left");
-    }
-
-    #[test]
-    fn a_broken_handover_is_no_handover() {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let file = tempfile::tempfile().unwrap();
-        link::send(&ours, &Kept { name: "a".to_owned(), left: Some(1) }, &[file.as_fd()]).unwrap();
-        drop(ours);
-        assert_eq!(receive(&theirs).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        drop(theirs);
-        send_all(&ours, &BTreeMap::from([("a".to_owned(), file.into())])).unwrap_err();
-    }
-
-    #[test]
-    fn there_is_one_supervisor() {
-        let dir = tempfile::tempdir().unwrap();
-        let first = begin(dir.path()).unwrap();
-        assert!(begin(dir.path()).is_err());
-        drop(first);
-        begin(dir.path()).unwrap();
-    }
-
-    #[test]
-    fn a_daemon_that_is_to_end_hands_over_to_the_next() {
-        let dir = tempfile::tempdir().unwrap();
-        let ending = std::sync::Mutex::new(Some(begin(dir.path()).unwrap()));
-        let file = tempfile::tempfile().unwrap();
-        thread::scope(|scope| {
-            let files = || Ok(BTreeMap::from([("a".to_owned(), file.try_clone()?.into())]));
-            let (path, ending) = (dir.path(), &ending);
-            scope.spawn(move || {
-                give(path, files).unwrap();
-                ending.lock().unwrap().take();
-            });
-            let next = loop {
-                match begin(dir.path()) {
-                    Ok(next) => break next,
-                    Err(_) => thread::sleep(LOOK),
-                }
-            };
-            assert!(next.1.contains_key("a"));
-        });
-    }
+    Ok(Given { files, from: Some(stream.into()) })
 }

@@ -21,12 +21,14 @@ use landlock::{
 };
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
+use rustix::process::umask;
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
 };
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+
+use super::files;
 
 /// To read the credential files and layouts that users name.
 const WORKER: CapabilitySet = CapabilitySet::DAC_READ_SEARCH;
@@ -47,9 +49,6 @@ const MOUNTER: CapabilitySet = CapabilitySet::SYS_ADMIN
 
 /// Capabilities that a kernel may have.
 const MAX_CAPABILITIES: u32 = 64;
-
-/// Open files that the hard limit is raised to if that may be done: blobs of thousands of images.
-const OPEN_FILES: u64 = 1 << 20;
 
 /// System calls that none of the processes makes, nor a program that one of them starts.
 const NEVER: &[i64] = &[
@@ -116,7 +115,8 @@ const OTHER_NUMBERS: &[i64] = &[0];
 pub(super) fn supervisor() -> io::Result<()> {
     check_single_thread()?;
     umask(Mode::RWXG | Mode::RWXO);
-    raise_open_files();
+    files::raise_limit();
+    files::warn_if_few();
     keep(WORKER.union(MOUNTER).union(CapabilitySet::SETPCAP));
     Ok(())
 }
@@ -159,7 +159,7 @@ fn helpers_thread() {
 
 fn worker_thread(writable: &[&Path]) {
     umask(Mode::RWXG | Mode::RWXO);
-    raise_open_files();
+    files::raise_limit();
     // Before capabilities, which opening the directories may need.
     match restrict_writes(writable) {
         Ok(RulesetStatus::NotEnforced) => tracing::info!("this kernel cannot limit where files are written (Landlock)"),
@@ -173,7 +173,7 @@ fn worker_thread(writable: &[&Path]) {
 /// Of the calling thread and those that it starts.
 pub(super) fn mounter_thread() {
     umask(Mode::RWXG | Mode::RWXO);
-    raise_open_files();
+    files::raise_limit();
     keep(MOUNTER);
     limit_calls(&[NEVER, KEYS]);
 }
@@ -181,17 +181,6 @@ pub(super) fn mounter_thread() {
 fn check_single_thread() -> io::Result<()> {
     let threads = std::fs::read_dir("/proc/self/task")?.count();
     if threads == 1 { Ok(()) } else { Err(io::Error::other(format!("{threads} threads are there already"))) }
-}
-
-/// Raises the limit of open files, the hard one too if that may be done.
-fn raise_open_files() {
-    let now = getrlimit(Resource::Nofile);
-    let wanted = now.maximum.map(|maximum| maximum.max(OPEN_FILES));
-    let raised = setrlimit(Resource::Nofile, Rlimit { current: wanted, maximum: wanted })
-        .or_else(|_| setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum }));
-    if let Err(error) = raised {
-        tracing::warn!(%error, limit = now.current, "cannot raise the limit of open files");
-    }
 }
 
 /// Gives up all capabilities but these, for programs that are started, too.
@@ -340,7 +329,7 @@ mod tests {
 
         check_capabilities(WORKER);
         assert_eq!((status("NoNewPrivs"), status("Seccomp"), status("Umask")), ("1".into(), "2".into(), "0077".into()));
-        let limit = getrlimit(Resource::Nofile);
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
         assert_eq!(limit.current, limit.maximum);
         // Serves: reads anything, writes its own.
         assert_eq!(fs::read_to_string(&secret).unwrap(), "of another user");

@@ -11,6 +11,7 @@
 //!   ├ overlay  writable mounts
 //!   ├ idmap, namespace  files shown as other users'
 //!   ├ paths    what a path may be, and files that stay what was checked
+//!   ├ connections  FUSE connections, ended by their numbers
 //!   ├ context  a filesystem in the making: fsopen, fsconfig, fsmount
 //!   └ probe    whether this kernel mounts EROFS from files, and reads past a device's end as an error
 //! ```
@@ -21,6 +22,7 @@
 
 mod carry_out;
 mod client;
+mod connections;
 mod context;
 #[cfg(any(test, fuzzing))]
 pub(in crate::node) mod fuzz;
@@ -35,13 +37,15 @@ mod sys;
 mod tests;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::mount::MountAttrFlags;
 use serde::{Deserialize, Serialize};
 
 pub(super) use super::protocol::Writable;
+use carry_out::Site;
 pub(super) use client::{Mounter, Starting};
+use namespace::Namespaces;
 
 pub(super) use idmap::IdMap;
 pub(super) use namespace::run_user_namespace;
@@ -119,10 +123,13 @@ pub(super) enum Order {
         /// At once from the tree, and really when its last user has gone; otherwise not while it has users.
         lazy: bool,
     },
-    /// Takes a FUSE mount below the run directory from the tree and ends its connection: who reads gets I/O errors.
+    /// Takes a FUSE mount below the run directory from the tree, if it is there, and ends its connection: who reads gets I/O errors.
     Abort {
         /// The mount.
         path: PathBuf,
+        /// The kernel's number of the connection, if it is known: the mount may live on as a copy somewhere.
+        #[serde(default)]
+        connection: Option<u32>,
     },
     /// Opens a file below the run directory for reading: it comes with [`Answer::Done`].
     Open {
@@ -139,6 +146,31 @@ pub(super) enum Order {
         /// More paths.
         paths: Vec<PathBuf>,
     },
+}
+
+impl Order {
+    /// The mount that it is about, if it is about one alone.
+    fn path(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Fuse { path, .. }
+            | Self::RaiseReadAhead { path, .. }
+            | Self::Erofs { path, .. }
+            | Self::Unmount { path, .. }
+            | Self::Abort { path, .. }
+            | Self::Open { path } => Some(path),
+            Self::Clone { .. } | Self::Overlay { .. } | Self::Probe { .. } | Self::Mounts { .. } => None,
+        }
+    }
+}
+
+/// Carries out orders in this process, one after the other, each about one mount: for who has the rights to, and serves nothing.
+pub(super) fn carry_out_here(
+    run_dir: &Path,
+    orders: Vec<Order>,
+) -> io::Result<Vec<(PathBuf, Result<Answer, Refusal>)>> {
+    let site = Site::open(run_dir, Namespaces::new(Vec::new()))?;
+    let carry_out = |order: Order| Some((order.path()?.clone(), site.carry_out(order).map(|(answer, _)| answer)));
+    Ok(orders.into_iter().filter_map(carry_out).collect())
 }
 
 /// Restrictions of a user's mount.

@@ -12,27 +12,35 @@
 //!                    with a service manager this process ends before it, otherwise after it
 //! ```
 
+mod manager;
+mod messages;
+mod program;
+mod upgrade;
+
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::Path;
+use std::process::{Child, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use sd_notify::NotifyState;
-use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::config::Config;
 use super::{handover, harden, link, needs, worker};
 use crate::error::{Error, Result};
+pub use manager::inherited;
+pub(super) use manager::is_dead;
+use manager::{is_managed, notify, store, unstore};
+pub(super) use messages::{Begin, LINK, ToSupervisor, ToWorker};
+use program::Program;
+use upgrade::Trial;
 
 /// Waits between workers that end before they are ready: none, then this, doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(25);
@@ -43,75 +51,15 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Workers of a new program that may end before they are ready, before the old program is used again.
 const TRIALS: u32 = 3;
 
+/// How long a worker of a new program may take to get ready, before the old program is used again. A worker waits 5 s for images that take
+/// long to open, and all else takes milliseconds.
+const TRIAL: Duration = Duration::from_secs(20);
+
+/// Name, among the kept files, of the connection on which is said that what another daemon has handed over is served.
+pub(super) const HANDOVER: &str = "handover";
+
 /// How long a worker that is told to stop may finish the requests it has begun, before it is killed.
 const STOP: Duration = Duration::from_secs(10);
-
-/// How long a program may take to say its version.
-const VERSION: Duration = Duration::from_secs(5);
-
-/// What a worker is told.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) enum ToWorker {
-    /// First of all.
-    Begin(Box<Begin>),
-    /// A file that is kept comes with this.
-    File {
-        /// Its name.
-        name: String,
-    },
-    /// What came of the wish for an upgrade: the new program's version, or why not.
-    Upgrade(std::result::Result<String, String>),
-    /// To end when the requests under way are done. Mounts stay for the next worker.
-    Stop,
-    /// To end all mounts that nobody uses, and itself when the kernel has done with all images.
-    End,
-    /// To serve on alone for as long as something is mounted or in use, and to end then.
-    Leave,
-}
-
-/// What a worker must know.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Begin {
-    pub(super) config: Config,
-    /// How many [`ToWorker::File`] follow.
-    pub(super) files: usize,
-    /// When the supervisor began, seconds since 1970.
-    pub(super) since: u64,
-    /// Whether a service manager has started it, and would start it again.
-    #[serde(default)]
-    pub(super) managed: bool,
-    /// Workers that ended without being told to.
-    pub(super) restarts: u64,
-    /// Workers that were replaced on request.
-    pub(super) upgrades: u64,
-}
-
-/// What a worker tells.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) enum ToSupervisor {
-    /// Keep the file that comes with this.
-    Keep {
-        /// By this name.
-        name: String,
-    },
-    /// Close a file.
-    Release {
-        /// Its name.
-        name: String,
-    },
-    /// All that was there before is served again.
-    Ready,
-    /// Go on with this program.
-    Upgrade {
-        /// The same one again if there is none.
-        program: Option<PathBuf>,
-    },
-    /// It cannot end yet, as something is mounted or in use. It serves on, and hands over to the next supervisor.
-    Busy {
-        /// How many mounts and images.
-        mounts: usize,
-    },
-}
 
 enum Event {
     Said(u64, ToSupervisor, Vec<OwnedFd>),
@@ -133,7 +81,7 @@ pub(super) fn run(config: Config) -> Result<()> {
     let program = Arc::new(Program::open(Path::new("/proc/self/exe")).map_err(failed())?);
     worker::make_run_dir(&config.run_dir)
         .map_err(Error::io::<io::Error>(format!("make {}", config.run_dir.display())))?;
-    let (_alone, given) = handover::begin(&config.run_dir).map_err(failed())?;
+    let (_alone, handover::Given { files: given, from }) = handover::begin(&config.run_dir).map_err(failed())?;
     let mut files = inherited().map_err(failed())?;
     // A service manager may have kept files longer than their mounts have lived.
     for name in files.iter().filter(|(_, file)| is_dead(file)).map(|(name, _)| name.clone()).collect::<Vec<_>>() {
@@ -147,11 +95,15 @@ pub(super) fn run(config: Config) -> Result<()> {
         store(name, file.as_fd());
     }
     files.extend(given);
+    files.remove(HANDOVER);
+    files.extend(from.map(|from| (HANDOVER.to_owned(), from)));
     let mut supervisor = Supervisor {
         config,
         files,
         program,
-        before: None,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        trial: None,
+        reason: None,
         events,
         worker: None,
         generation: 0,
@@ -166,68 +118,12 @@ pub(super) fn run(config: Config) -> Result<()> {
     supervisor.run(&received)
 }
 
-/// The files that the service manager has kept or opened for this process, by name. To be called once, at the start.
-///
-/// # Errors
-/// When what the environment says of them is not true.
-#[expect(unsafe_code, reason = "file numbers come by the environment")]
-pub fn inherited() -> io::Result<BTreeMap<String, OwnedFd>> {
-    use std::os::fd::FromRawFd as _;
-    let listed = sd_notify::listen_fds_with_names()?;
-    // SAFETY: systemd gives these numbers to this process alone, as LISTEN_PID says; they are taken over once, at the start.
-    let own = |number| unsafe { OwnedFd::from_raw_fd(number) };
-    let mut files = BTreeMap::new();
-    for (number, name) in listed {
-        let file = own(number);
-        rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::CLOEXEC)?;
-        files.insert(name, file);
-    }
-    Ok(files)
-}
-
-/// A program file that stays the same when another one takes its name.
-struct Program(File);
-
-impl Program {
-    fn open(path: &Path) -> io::Result<Self> {
-        File::open(path).map(Self)
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new(format!("/proc/self/fd/{}", self.0.as_raw_fd()));
-        command.arg0("lazo");
-        for name in ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET"] {
-            command.env_remove(name);
-        }
-        command
-    }
-
-    /// Whether it is a lazo, and which.
-    fn version(&self) -> std::result::Result<String, String> {
-        let mut command = self.command();
-        command.arg("--version").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut child = command.spawn().map_err(|error| format!("it cannot be run: {error}"))?;
-        let begin = Instant::now();
-        while child.try_wait().map_err(|error| error.to_string())?.is_none() {
-            if begin.elapsed() > VERSION {
-                let _ = child.kill();
-            }
-            thread::sleep(Duration::from_millis(2));
-        }
-        let output = child.wait_with_output().map_err(|error| error.to_string())?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        match text.trim().strip_prefix("lazo ") {
-            Some(version) if output.status.success() => Ok(version.to_owned()),
-            _ => Err(format!("it does not say that it is lazo, but ends with {}", output.status)),
-        }
-    }
-}
-
 struct Worker {
     link: Arc<OwnedFd>,
     process: OwnedFd,
     pid: u32,
     ready: bool,
+    begun: Instant,
     /// When it was told to stop.
     stopping: Option<Instant>,
 }
@@ -236,8 +132,11 @@ struct Supervisor {
     config: Config,
     files: BTreeMap<String, OwnedFd>,
     program: Arc<Program>,
-    /// The program before an upgrade, until the new one is ready.
-    before: Option<Arc<Program>>,
+    version: String,
+    /// An upgrade, until a worker is ready.
+    trial: Option<Trial>,
+    /// Why the last worker that was not ready ended, as it said itself.
+    reason: Option<String>,
     events: Sender<Event>,
     worker: Option<Worker>,
     generation: u64,
@@ -276,8 +175,14 @@ impl Supervisor {
     }
 
     fn patience(&self) -> Duration {
-        let stopping = self.worker.as_ref().and_then(|worker| worker.stopping);
-        stopping.map_or(Duration::from_secs(3600), |since| STOP.saturating_sub(since.elapsed()))
+        self.late().map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()))
+    }
+
+    /// When the worker is to be killed.
+    fn late(&self) -> Option<Instant> {
+        let worker = self.worker.as_ref()?;
+        let tried = || self.trial.as_ref().is_some_and(|trial| !trial.has_failed()) && !worker.ready;
+        worker.stopping.map(|since| since + STOP).or_else(|| tried().then(|| worker.begun + TRIAL))
     }
 
     fn start(&mut self) -> io::Result<()> {
@@ -292,7 +197,14 @@ impl Supervisor {
         let pid = Pid::from_child(&child);
         let process = pidfd_open(pid, PidfdFlags::empty())?;
         let link = Arc::new(ours);
-        self.worker = Some(Worker { link: Arc::clone(&link), process, pid: child.id(), ready: false, stopping: None });
+        self.worker = Some(Worker {
+            link: Arc::clone(&link),
+            process,
+            pid: child.id(),
+            ready: false,
+            begun: Instant::now(),
+            stopping: None,
+        });
         tracing::debug!(pid = child.id(), "a worker begins");
         self.listen(child, &link)?;
         if let Err(error) = self.equip(&link) {
@@ -312,6 +224,7 @@ impl Supervisor {
             managed: is_managed(),
             restarts: self.restarts,
             upgrades: self.upgrades,
+            link: LINK,
         };
         // A worker that does not read is not waited for.
         rustix::net::sockopt::set_socket_timeout(link, rustix::net::sockopt::Timeout::Send, Some(STOP))?;
@@ -341,18 +254,24 @@ impl Supervisor {
     /// True when this process is to end, and the worker is not.
     fn said(&mut self, message: ToSupervisor, files: Vec<OwnedFd>) -> bool {
         match message {
-            ToSupervisor::Keep { name } => {
-                if let Some(file) = files.into_iter().next() {
+            ToSupervisor::Keep { name } => match files.into_iter().next() {
+                Some(file) => {
                     store(&name, file.as_fd());
                     self.files.insert(name, file);
                 }
-            }
+                None => tracing::error!(
+                    name,
+                    "too many files are open to keep one more: a mount would not outlive the worker; raise LimitNOFILE="
+                ),
+            },
             ToSupervisor::Release { name } => {
                 self.files.remove(&name);
                 unstore(&name);
             }
             ToSupervisor::Ready => self.ready(),
-            ToSupervisor::Upgrade { program } => self.upgrade(program.as_deref()),
+            ToSupervisor::Upgrade { program } => self.upgrade(program.as_deref(), files.into_iter().next()),
+            ToSupervisor::Status { text } => notify(&[NotifyState::Status(&text)]),
+            ToSupervisor::Failed { error } => self.reason = Some(error),
             ToSupervisor::Busy { mounts } => {
                 self.leaving = true;
                 if is_managed() {
@@ -372,10 +291,15 @@ impl Supervisor {
     }
 
     fn ready(&mut self) {
-        self.failures = 0;
-        self.before = None;
+        (self.failures, self.reason) = (0, None);
+        if let Some(from) = self.files.remove(HANDOVER) {
+            handover::say_served(&from);
+        }
         if let Some(worker) = &mut self.worker {
             worker.ready = true;
+            if let Some(trial) = self.trial.take() {
+                trial.end(&self.version, worker.pid);
+            }
             tracing::info!(pid = worker.pid, restarts = self.restarts, upgrades = self.upgrades, "a worker is ready");
         }
         if self.signals == 0 {
@@ -386,7 +310,7 @@ impl Supervisor {
         }
     }
 
-    fn upgrade(&mut self, path: Option<&Path>) {
+    fn upgrade(&mut self, path: Option<&Path>, asker: Option<OwnedFd>) {
         if self.signals > 0 || self.leaving {
             return self.tell(&ToWorker::Upgrade(Err("the daemon is ending".to_owned())));
         }
@@ -397,7 +321,9 @@ impl Supervisor {
         let answer = program.and_then(|program| Ok((program.version()?, program)));
         let answer = answer.map(|(version, program)| {
             tracing::info!(version, "upgrade: the worker is told to stop");
-            self.before = Some(std::mem::replace(&mut self.program, program));
+            let before = std::mem::replace(&mut self.program, program);
+            let before = (before, std::mem::replace(&mut self.version, version.clone()));
+            self.trial = Some(Trial::begin(before, asker));
             version
         });
         let goes_on = answer.is_ok();
@@ -406,6 +332,21 @@ impl Supervisor {
             self.tell(&ToWorker::Stop);
             self.stopping();
         }
+    }
+
+    /// The program before is used again if the new one does not get ready.
+    fn give_up_trial(&mut self, late: bool, status: &io::Result<ExitStatus>) {
+        let Some(trial) = self.trial.as_mut().filter(|trial| !trial.has_failed()) else { return };
+        if self.failures < TRIALS && !late {
+            return;
+        }
+        let reason = self.reason.take().unwrap_or_else(|| match status {
+            _ if late => format!("its worker was not ready within {} s", TRIAL.as_secs()),
+            Ok(status) => format!("its worker ended before it was ready, with {status}"),
+            Err(error) => format!("its worker ended before it was ready: {error}"),
+        });
+        tracing::error!(reason, "the new program does not get ready; back to the one before");
+        (self.program, self.version) = trial.fail(&self.version, &reason);
     }
 
     fn stopping(&mut self) {
@@ -454,12 +395,7 @@ impl Supervisor {
         if !worker.ready {
             self.failures += 1;
             pause = pause_after(self.failures);
-            if self.failures >= TRIALS
-                && let Some(before) = self.before.take()
-            {
-                tracing::error!("the new program does not get ready; back to the one before");
-                self.program = before;
-            }
+            self.give_up_trial(worker.begun.elapsed() >= TRIAL, status);
         }
         thread::sleep(pause);
         self.start_at_last()?;
@@ -484,7 +420,7 @@ impl Supervisor {
 
     /// Whether no mount depends on the files that are kept.
     fn keeps_nothing(&self) -> bool {
-        self.files.keys().all(|name| name == worker::CONTROL)
+        self.files.keys().all(|name| name == worker::CONTROL || name == HANDOVER)
     }
 
     fn signalled(&mut self) {
@@ -499,11 +435,18 @@ impl Supervisor {
     }
 
     fn kill_if_late(&mut self) {
-        if self.worker.as_ref().and_then(|w| w.stopping).is_some_and(|since| since.elapsed() >= STOP) {
+        if self.late().is_none_or(|late| Instant::now() < late) {
+            return;
+        }
+        self.kill();
+        let Some(worker) = &mut self.worker else { return };
+        // A thread of it may be in the kernel's hands for long.
+        if worker.stopping.is_some() {
             tracing::warn!("the worker does not stop; it is killed");
-            self.kill();
-            // A thread of it may be in the kernel's hands for long.
-            self.stopping();
+            worker.stopping = Some(Instant::now());
+        } else {
+            tracing::warn!("the worker does not get ready; it is killed");
+            worker.begun += TRIAL;
         }
     }
 
@@ -518,35 +461,6 @@ fn pause_after(failures: u32) -> Duration {
     match failures.checked_sub(2) {
         None => Duration::ZERO,
         Some(doublings) => FIRST_PAUSE.saturating_mul(1 << doublings.min(16)).min(LONGEST_PAUSE),
-    }
-}
-
-/// Whether a service manager has started us.
-fn is_managed() -> bool {
-    std::env::var_os("NOTIFY_SOCKET").is_some()
-}
-
-/// Whether a file is that of a FUSE mount which the kernel has done with. Such a file reports an error to whoever polls it.
-fn is_dead(file: &OwnedFd) -> bool {
-    let mut state = [PollFd::new(file, PollFlags::empty())];
-    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut state, Some(&at_once)).is_ok() && state[0].revents().contains(PollFlags::ERR)
-}
-
-fn store(name: &str, file: BorrowedFd<'_>) {
-    let state = [NotifyState::FdStore, NotifyState::FdName(name), NotifyState::Custom("FDPOLL=0")];
-    if let Err(error) = sd_notify::notify_with_fds(&state, &[file]) {
-        tracing::warn!(%error, name, "the service manager does not keep a file: mounts would not outlive this process");
-    }
-}
-
-fn unstore(name: &str) {
-    notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]);
-}
-
-fn notify(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "cannot notify the service manager");
     }
 }
 

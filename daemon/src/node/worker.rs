@@ -7,8 +7,10 @@
 //! blobs    the FUSE mount of blobs, devices of EROFS mounts
 //! mounts   images and mounts made and ended, by orders to the mounter
 //! references  the names of an image, each a source
+//! health   what is wrong, for whoever looks after the daemon
 //! ending   what becomes of mounts and readers when the daemon is told to end
 //! restore  what an earlier worker served
+//! leftovers  mounts that a killed daemon has left, taken away without one
 //! shares   room that no one registry can take all of
 //! ```
 //! No thread of this process looks at a file of a mount that it serves: killed while it waits for itself, it would stay,
@@ -18,8 +20,10 @@ mod blobs;
 mod ending;
 #[cfg(any(test, fuzzing))]
 pub(in crate::node) mod fuzz;
+mod health;
 mod image;
 mod keeper;
+mod leftovers;
 mod mounts;
 mod references;
 mod restore;
@@ -40,6 +44,7 @@ use lazo_storage::cache::Cache;
 use lazo_storage::metrics::Metrics;
 use lazo_storage::{Bounds, SourceSpec};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -50,15 +55,16 @@ use crate::node::config::Config;
 use crate::node::helpers::{self, Helpers};
 use crate::node::mounter::{Mounter, Starting};
 use crate::node::protocol::{
-    ApiError, ErrorKind, Health, ImageInfo, MountInfo, MountRequest, SOCKET, Served, StopInfo, UpgradeInfo,
+    ApiError, ErrorKind, Health, ImageInfo, MountInfo, MountRequest, SOCKET, StopInfo, UpgradeInfo,
 };
 use crate::node::supervisor::Begin;
-use crate::node::{handover, harden};
+use crate::node::{files, handover, harden};
 use crate::private::make_private_dir;
 use crate::serve::runtime;
 use blobs::Slots;
 use ending::End;
 use keeper::{Keeper, Wish};
+pub use leftovers::{is_abandoned, take_away};
 use mounts::{Mount, Tables};
 use shares::Shares;
 use state::{MountRecord, State};
@@ -151,8 +157,22 @@ struct Worker {
 pub(super) fn run() -> Result<()> {
     crate::memory::keep_little();
     let link = take_stdin().map_err(Error::io::<io::Error>("find the supervisor"))?;
-    let (keeper, mut begin, mut files) =
-        Keeper::begin(link).map_err(Error::io::<io::Error>("hear from the supervisor"))?;
+    let (keeper, begin, files) = Keeper::begin(link).map_err(Error::io::<io::Error>("hear from the supervisor"))?;
+    let failing = keeper.failing();
+    let code = match run_with(keeper, begin, files) {
+        Ok(End::Replaced) => 0,
+        Ok(End::Ended) => ENDED,
+        Err(error) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "the worker cannot go on");
+            failing(&error);
+            1
+        }
+    };
+    // At once: a reply that is dropped unsent becomes an I/O error, and one that was not given is asked for again by the next worker.
+    std::process::exit(code);
+}
+
+fn run_with(keeper: Keeper, mut begin: Begin, mut files: BTreeMap<String, OwnedFd>) -> Result<End> {
     let config = &begin.config;
     let made = |dir: &Path| Error::io::<io::Error>(format!("make {}", dir.display()));
     if !config.state_dir.is_dir() {
@@ -161,7 +181,9 @@ pub(super) fn run() -> Result<()> {
     // As the mount table has it.
     begin.config.run_dir = make_run_dir(&config.run_dir).map_err(made(&config.run_dir))?;
     let config = &begin.config;
-    let _alive = handover::lock_worker(&config.run_dir).map_err(Error::io::<io::Error>("begin to serve"))?;
+    // As long as this process lives.
+    let alive = handover::lock_worker(&config.run_dir).map_err(Error::io::<io::Error>("begin to serve"))?;
+    std::mem::forget(alive);
     // With all rights, and before there are threads, which would keep theirs.
     let starting = Starting::spawn(&config.run_dir).map_err(Error::io::<io::Error>("start the process that mounts"))?;
     let helpers =
@@ -169,22 +191,15 @@ pub(super) fn run() -> Result<()> {
     let access = Access::new(config).map_err(Error::io::<io::Error>("use the configuration's control_group"))?;
     let listener = listener(config, &keeper, files.remove(CONTROL), &access)?;
     harden::worker(&writable(config)).map_err(Error::io::<io::Error>("give up rights"))?;
+    // Its threads end with the process.
     let runtime = runtime(BLOCKING_THREADS).map_err(Error::io::<io::Error>("start threads"))?;
+    let runtime = std::mem::ManuallyDrop::new(runtime);
     let (wish, wishes) = mpsc::unbounded_channel();
     keeper.listen(wish.clone()).map_err(Error::io::<io::Error>("start a thread"))?;
     let mounter = starting.connect().map_err(Error::io::<io::Error>("start threads"))?;
     let helpers = helpers.connect().map_err(Error::io::<io::Error>("start threads"))?;
     let worker = Arc::new(Worker::new(keeper, begin, (mounter, helpers), wish, runtime.handle().clone())?);
-    let code = match runtime.block_on(worker.serve(files, wishes, listener, access)) {
-        Ok(End::Replaced) => 0,
-        Ok(End::Ended) => ENDED,
-        Err(error) => {
-            tracing::error!(error = &error as &dyn std::error::Error, "the worker cannot go on");
-            1
-        }
-    };
-    // At once: a reply that is dropped unsent becomes an I/O error, and one that was not given is asked for again by the next worker.
-    std::process::exit(code);
+    runtime.block_on(worker.serve(files, wishes, listener, access))
 }
 
 /// Makes the run directory, with mode 0711 if it is not there: others may pass through it, to the control socket, but see nothing. All
@@ -299,6 +314,7 @@ impl Worker {
             }
         });
         self.keeper.ready();
+        self.keep_telling();
         self.ready.send_replace(true);
         self.until_end(wishes).await
     }
@@ -394,6 +410,7 @@ struct Front(Arc<Worker>);
 impl Node for Front {
     async fn mount(&self, request: MountRequest) -> std::result::Result<MountInfo, ApiError> {
         self.0.check_running()?;
+        files::check_room()?;
         self.0.make_mount(request, None).await
     }
 
@@ -423,37 +440,38 @@ impl Node for Front {
     }
 
     fn health(&self) -> Health {
-        let images = self.0.list_images();
-        let failed =
-            images.iter().filter_map(|image| Some(format!("image {}: {}", image.image, image.failed.as_ref()?)));
-        let problems: Vec<String> = failed.collect();
-        let no_erofs = self.0.no_erofs();
-        Health {
-            ok: problems.is_empty(),
-            problems,
-            mode: self.0.choose(super::protocol::Mode::Auto).unwrap_or(Served::Erofs),
-            no_erofs,
-            worker_pid: std::process::id(),
-            supervisor_pid: rustix::process::getppid().map_or(0, |pid| pid.as_raw_nonzero().get().cast_unsigned()),
-            since: self.0.since,
-            worker_since: self.0.worker_since,
-            restarts: self.0.restarts,
-            upgrades: self.0.upgrades,
-        }
+        self.0.health()
+    }
+
+    fn is_ready(&self) -> bool {
+        self.0.is_ready()
     }
 
     fn state_dir(&self) -> &Path {
         &self.0.config.state_dir
     }
 
+    fn removed(&self) {
+        self.0.cache.look_again();
+    }
+
     fn metrics(&self) -> &Arc<Metrics> {
         &self.0.metrics
     }
 
-    async fn upgrade(&self, binary: Option<PathBuf>) -> std::result::Result<UpgradeInfo, ApiError> {
+    async fn upgrade(
+        &self,
+        binary: Option<PathBuf>,
+        connection: Option<Arc<UnixStream>>,
+    ) -> std::result::Result<UpgradeInfo, ApiError> {
         self.0.check_running()?;
-        let answer = self.0.keeper.upgrade(binary).await;
+        let gives_connection = connection.is_some() && self.0.keeper.answers_upgrades();
+        let answer = self.0.keeper.upgrade(binary, connection).await;
         let version = answer.map_err(|error| ApiError::new(ErrorKind::Invalid, format!("cannot upgrade: {error}")))?;
+        if gives_connection {
+            // The supervisor has it, and answers when the next worker serves. This one is told to end now.
+            std::future::pending::<()>().await;
+        }
         Ok(UpgradeInfo { version, worker_pid: std::process::id(), pause_ms: 0 })
     }
 

@@ -10,6 +10,7 @@ use lazo_format::Index;
 use serde::{Serialize, Serializer};
 
 use super::files::{DATA, READY};
+use super::ledger::Ledger;
 use super::{check_version, dirs};
 use crate::error::{Error, Result};
 use crate::mapped::Mapped;
@@ -244,6 +245,10 @@ fn remove_blob(blob: &CachedBlob, removed: &mut Removed) -> Result<bool> {
     if done {
         removed.blobs += 1;
         removed.bytes += blob.disk_bytes;
+        // Whoever has the cache open counts on it.
+        if let Some(state_dir) = blob.dir.ancestors().nth(2) {
+            Ledger::removed(state_dir, blob.disk_bytes);
+        }
     }
     Ok(done)
 }

@@ -197,7 +197,9 @@ impl BlobCache {
             self.used.set(chunk);
             self.verified.set(chunk);
         } else {
-            tracing::warn!(cache = %self.dir.display(), chunk, "a chunk in the cache is damaged, it is fetched again");
+            self.cache.damaged.write(|left_out| {
+                tracing::warn!(cache = %self.dir.display(), chunk, left_out, "a chunk in the cache is damaged, it is fetched again");
+            });
             self.cache.metrics.cache_damaged_chunks.inc();
             self.forget_in(files.as_ref(), chunk);
         }
@@ -604,7 +606,10 @@ impl BlobCache {
         if let Err(error) = changed {
             self.unswept.store(true, Ordering::Relaxed);
             self.solid.store(error.kind() == io::ErrorKind::Unsupported, Ordering::Relaxed);
-            tracing::warn!(cache = %self.dir.display(), %error, "cannot punch holes into a blob's cache to make room");
+            self.cache.cannot_evict.write(|left_out| {
+                let cache = self.dir.display();
+                tracing::warn!(%cache, %error, left_out, "cannot punch holes into a blob's cache to make room");
+            });
             return None;
         }
         let freed = before.ok()?.saturating_sub(after.ok()?);

@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
-use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -15,6 +14,11 @@ use crate::metrics::Evicted;
 
 /// How often to look after open blobs, and whether another process looks for room in vain.
 const TICK: Duration = Duration::from_secs(5);
+
+/// The files are counted again after so many looks if nobody has written since the last one, and otherwise after so many: what was removed
+/// without a word, or promised to a process that was killed, is noticed by that. Counting costs three system calls a blob.
+pub(super) const IDLE_RECOUNT: u32 = 12;
+const BUSY_RECOUNT: u32 = 120;
 
 /// How long a store waits for a round. Punching 1 GiB takes about a tenth of a second, removing a blob of 10 GB half a second.
 pub(super) const STORE_PATIENCE: Duration = Duration::from_secs(2);
@@ -150,6 +154,9 @@ pub(super) struct Hand {
     chunk: u32,
     /// How often room had been looked for in vain when this process last did something about it.
     wanted: u64,
+    /// Looks since the files were last counted, and what was used at the last of them.
+    looks: u32,
+    used: u64,
 }
 
 /// Starts the thread. It ends with the cache.
@@ -179,26 +186,38 @@ pub(super) fn tick(cache: &Arc<Cache>, hand: &mut Hand) {
     let open = cache.open_blobs();
     open.values().for_each(|blob| blob.look_after());
     cache.tidy();
-    let numbers = cache.ledger.numbers();
-    cache.show_used(numbers.used);
+    let numbers = cache.ledger.settle();
     if numbers.wanted != hand.wanted {
         hand.wanted = numbers.wanted;
         round(cache, hand, Need { on_disk: 1, ..Need::default() });
+        return;
+    }
+    cache.show_used(numbers.used);
+    hand.looks += 1;
+    let idle = std::mem::replace(&mut hand.used, numbers.used) == numbers.used;
+    if hand.looks >= if idle { IDLE_RECOUNT } else { BUSY_RECOUNT } {
+        round(cache, hand, Need::default());
     }
 }
 
 /// Counts, and evicts what is too much. Says whether there is any room now.
 fn round(cache: &Arc<Cache>, hand: &mut Hand, need: Need) -> bool {
     let turn = cache.ledger.begin_eviction(TURN_PATIENCE);
+    hand.looks = 0;
     dirs::remove_leftovers(&cache.blobs_dir);
-    let found = match dirs::scan(&cache.blobs_dir) {
-        Ok(found) => found,
+    let found = dirs::scan(&cache.blobs_dir);
+    let (found, on_disk, used) = match found {
+        Ok(found) => {
+            let on_disk = found.iter().map(|dir| dir.disk).sum();
+            (found, on_disk, cache.ledger.counted(on_disk))
+        }
         Err(error) => {
+            // As when no more files can be opened. What was counted before still holds.
             tracing::debug!(dir = %cache.blobs_dir.display(), %error, "cannot count the cache");
-            Vec::new()
+            let used = cache.ledger.numbers().used;
+            (Vec::new(), used, used)
         }
     };
-    let used = cache.ledger.counted(found.iter().map(|dir| dir.disk).sum());
     cache.renew_limit();
     let target = target(cache.limit(), used, need);
     let excess = used.saturating_sub(target);
@@ -213,7 +232,7 @@ fn round(cache: &Arc<Cache>, hand: &mut Hand, need: Need) -> bool {
         }
         tracing::debug!(used, target, freed, "evicted");
     }
-    cache.show_used(used.saturating_sub(freed));
+    cache.show_used(on_disk.saturating_sub(freed));
     drop(turn);
     excess == 0 || freed > 0
 }
@@ -247,14 +266,12 @@ fn evict_unused(cache: &Cache, mut found: Vec<dirs::Dir>, excess: u64) -> u64 {
                 freed += dir.disk;
             }
             Ok(false) => {}
-            Err(error) => log_failure(&dir.path, &error),
+            Err(error) => cache.cannot_evict.write(|left_out| {
+                tracing::warn!(dir = %dir.path.display(), %error, left_out, "cannot evict");
+            }),
         }
     }
     freed
-}
-
-fn log_failure(dir: &Path, error: &std::io::Error) {
-    tracing::warn!(dir = %dir.display(), %error, "cannot evict");
 }
 
 /// Punches cold chunks out of the blobs that this process alone uses until `excess` bytes are freed; the hand goes round `sweeps`

@@ -93,6 +93,24 @@ impl Ledger {
         own.left += if kept { 0 } else { bytes };
     }
 
+    /// Gives back what was promised to this process and not yet asked for, and says what is used then: all that is written, but for
+    /// what other processes have been promised of late. The next write takes a promise again.
+    pub(super) fn settle(&self) -> Numbers {
+        let mut own = self.lock();
+        let promised = own.left;
+        if own.change(|numbers| numbers.used = numbers.used.saturating_sub(promised)).is_ok() {
+            own.left = 0;
+        }
+        let mut numbers = own.numbers;
+        numbers.used = numbers.used.saturating_sub(own.left);
+        numbers
+    }
+
+    /// Takes off what somebody has removed who has no cache open, such as `lazo cache`.
+    pub(super) fn removed(state_dir: &Path, bytes: u64) {
+        Self::open(state_dir).freed(bytes);
+    }
+
     /// Room was made.
     pub(super) fn freed(&self, bytes: u64) {
         let _ = self.lock().change(|numbers| numbers.used = numbers.used.saturating_sub(bytes));
@@ -219,6 +237,19 @@ mod tests {
         assert_eq!(Ledger::open(dir.path()).numbers().used, 200 + (1 << 20), "a removed file is made again");
         one.want();
         assert_eq!(Ledger::open(dir.path()).numbers().wanted, 1);
+    }
+
+    #[test]
+    fn what_was_promised_and_not_written_is_not_counted_as_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let one = Ledger::open(dir.path());
+        one.take(4096, Some(64 << 20)).unwrap();
+        one.written(4096, true);
+        assert_eq!(one.settle().used, 4096);
+        assert_eq!(Ledger::open(dir.path()).numbers().used, 4096);
+        Ledger::removed(dir.path(), 4096);
+        assert_eq!(one.settle().used, 0);
+        assert!(one.take(4096, Some(64 << 20)).is_ok());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod sealed;
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::admin::Inventory;
 use super::evict::{self, Hand, Need, STORE_PATIENCE};
 use super::files::{Files, Shape};
 use super::{BlobCache, Cache, CacheOptions, LIMIT_SLACK, Limit, Places, dirs};
@@ -29,6 +31,10 @@ impl Place {
 
     fn process(&self, limit: Limit) -> Arc<Cache> {
         Cache::open(self.0.path(), CacheOptions { limit }, Arc::default()).unwrap()
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
     }
 
     fn blobs(&self) -> PathBuf {
@@ -346,6 +352,35 @@ fn unused_blobs_go_first_and_the_longest_unused_of_them() {
     assert!(evicted(Evicted::Blob) >= at(18) && evicted(Evicted::Chunks) == 0);
     assert!(read(&used, 0..10) && read(&held, 0..4));
     assert!(cache.has_room());
+}
+
+/// What the metrics say that the cache takes.
+fn shown(cache: &Cache) -> u64 {
+    u64::try_from(cache.metrics().cache_bytes.get()).unwrap()
+}
+
+#[test]
+fn what_anybody_removes_is_not_shown_as_used() {
+    let place = Place::new();
+    let (cache, other) = (place.process(Limit::None), place.process(Limit::None));
+    let mut hand = Hand::default();
+    until("both have counted", || cache.is_counted() && other.is_counted());
+    for key in ["a".repeat(64), "b".repeat(64)] {
+        fill(&blob(&cache, &format!("{key}.t"), 8), 0..8);
+    }
+    // Until now only chunks were counted, and not what is written beside them.
+    (0..=evict::IDLE_RECOUNT).for_each(|_| evict::tick(&cache, &mut hand));
+    assert_eq!(shown(&cache), place.disk());
+    let one = BTreeSet::from([format!("sha256:{}", "a".repeat(64))]);
+    let (removed, in_use) = Inventory::read(place.path()).unwrap().release(&one, &[]).unwrap();
+    assert!(removed.bytes > 0 && in_use.is_empty());
+    cache.look_again();
+    assert_eq!(shown(&cache), place.disk(), "in the process that removed it, at once");
+    evict::tick(&other, &mut Hand::default());
+    assert_eq!(shown(&other), place.disk(), "and in others at the next look");
+    std::fs::remove_dir_all(place.blobs().join(format!("{}.t", "b".repeat(64)))).unwrap();
+    (0..=evict::IDLE_RECOUNT).for_each(|_| evict::tick(&cache, &mut hand));
+    assert_eq!((shown(&cache), place.disk()), (0, 0), "what is removed by hand is noticed too");
 }
 
 #[test]

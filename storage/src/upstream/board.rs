@@ -105,6 +105,15 @@ struct Outage {
     failing_until: Option<Instant>,
 }
 
+/// An [`Outage`] as others see it.
+#[derive(Debug)]
+pub(super) struct Missed {
+    pub(super) blob: Digest,
+    pub(super) since: Instant,
+    pub(super) waiting: u32,
+    pub(super) failing: bool,
+}
+
 /// What an open is to do next.
 #[derive(Debug)]
 pub(super) enum Choice {
@@ -426,6 +435,16 @@ impl Board {
         }
         outage.failing_until = Some(now + FAIL_FAST);
         true
+    }
+
+    /// The outages that somebody has noticed of late.
+    pub(super) fn outages(&self, now: Instant) -> impl Iterator<Item = Missed> {
+        self.blobs.iter().filter_map(move |(blob, health)| {
+            let outage = health.outage.as_ref()?;
+            let failing = outage.failing_until.is_some_and(|until| until > now);
+            let noticed = outage.members > 0 || failing || outage.seen + OUTAGE_MEMORY > now;
+            noticed.then_some(Missed { blob: *blob, since: outage.since, waiting: outage.members, failing })
+        })
     }
 
     /// Forgets a blob about which there is nothing to say.

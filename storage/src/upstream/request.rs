@@ -110,7 +110,7 @@ impl Shared {
         named.metrics.up.set(up);
         match change {
             Change::Down(pause) => down(named, error, pause),
-            Change::Skipped => skipped(named, blob, error),
+            Change::Skipped => skipped(named, &self.lines, blob, error),
             Change::None => {}
         }
         self.changed.notify_waiters();

@@ -79,7 +79,9 @@ impl<'a> Trial<'a> {
         let member = board.suffer(self.blob, since, now);
         if self.member.is_none_or(|known| known.outage != member.outage) {
             board.join(self.blob, &member);
-            self.member = Some(member);
+            if self.member.replace(member).is_none() {
+                self.shared.metrics.outage_requests.inc();
+            }
         }
         member.deadline
     }
@@ -102,6 +104,7 @@ impl Drop for Trial<'_> {
     fn drop(&mut self) {
         if let Some(member) = &self.member {
             self.shared.board().leave(self.blob, member, Instant::now());
+            self.shared.metrics.outage_requests.dec();
         }
     }
 }

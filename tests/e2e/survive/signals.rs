@@ -14,13 +14,13 @@ use crate::support::{
 };
 
 /// A container's root: an overlay, which holds a copy of the image's mount.
-struct Container<'a> {
+pub(super) struct Container<'a> {
     original: &'a Original,
-    root: PathBuf,
+    pub(super) root: PathBuf,
 }
 
 impl<'a> Container<'a> {
-    fn start(stage: &'a Stage, mount: &Path) -> Self {
+    pub(super) fn start(stage: &'a Stage, mount: &Path) -> Self {
         let [root, upper, work] = ["root", "upper", "work"].map(|name| stage.served.scratch.dir(name));
         let options = format!("lowerdir={},upperdir={},workdir={}", mount.display(), upper.display(), work.display());
         run("mount", ["-t", "overlay", "overlay", "-o", &options, root.to_str().expect("a plain path")]);
@@ -28,17 +28,17 @@ impl<'a> Container<'a> {
     }
 
     /// Reads a file that nobody has read before.
-    fn read(&self) {
+    pub(super) fn read(&self) {
         self.original.assert_same(&self.root, self.original.next());
     }
 
-    fn end(&self) {
+    pub(super) fn end(&self) {
         run("umount", [self.root.to_str().expect("a plain path")]);
     }
 }
 
 /// The daemon's log names the image, and who uses it.
-fn until_it_says_who(node: &Node<'_>, root: &Path, times: usize) {
+pub(super) fn until_it_says_who(node: &Node<'_>, root: &Path, times: usize) {
     let root = root.to_str().expect("a plain path");
     until("the log says who uses the image", || {
         let log = node.log();

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::runtime::Builder;
 
-use super::super::protocol::{Served, Writable};
+use super::super::protocol::{Served, Status, Writable};
 use super::super::worker::fuzz as worker;
 use super::*;
 
@@ -65,7 +65,9 @@ impl Node for Nobody {
     fn health(&self) -> Health {
         Health {
             ok: true,
+            status: Status::Ok,
             problems: Vec::new(),
+            waiting: Vec::new(),
             mode: Served::Erofs,
             no_erofs: None,
             worker_pid: 2,
@@ -81,6 +83,12 @@ impl Node for Nobody {
         &self.state_dir
     }
 
+    fn is_ready(&self) -> bool {
+        true
+    }
+
+    fn removed(&self) {}
+
     fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
@@ -89,7 +97,11 @@ impl Node for Nobody {
         Ok(StopInfo { held: Vec::new(), cut: force })
     }
 
-    async fn upgrade(&self, binary: Option<PathBuf>) -> Result<UpgradeInfo, ApiError> {
+    async fn upgrade(
+        &self,
+        binary: Option<PathBuf>,
+        _connection: Option<Arc<UnixStream>>,
+    ) -> Result<UpgradeInfo, ApiError> {
         binary.iter().for_each(|binary| assert_plain(binary));
         Err(ApiError::new(ErrorKind::Invalid, "there is no such program"))
     }
@@ -118,7 +130,7 @@ pub(in crate::node) fn requests(data: &[u8]) {
             let _ = writer.shutdown().await;
         };
         let (_, read, ()) =
-            tokio::join!(write, reader.read_to_end(&mut said), answer(server, Ok(USER), NODE.clone(), room));
+            tokio::join!(write, reader.read_to_end(&mut said), answer(server, Ok(USER), NODE.clone(), room, None));
         read.expect("what the server said");
     });
     if !said.is_empty() {

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::super::client::{Client, ClientError};
 use super::super::config::Config;
-use super::super::protocol::{Held, SOCKET, Served, Writable};
+use super::super::protocol::{Held, SOCKET, Served, Status, Writable};
 use super::*;
 
 /// Remembers mounts and makes none. Images called `slow` wait until they are let go.
@@ -121,7 +121,9 @@ impl Node for Small {
     fn health(&self) -> Health {
         Health {
             ok: true,
+            status: Status::Ok,
             problems: Vec::new(),
+            waiting: Vec::new(),
             mode: Served::Erofs,
             no_erofs: None,
             worker_pid: std::process::id(),
@@ -137,6 +139,12 @@ impl Node for Small {
         &self.state_dir
     }
 
+    fn is_ready(&self) -> bool {
+        true
+    }
+
+    fn removed(&self) {}
+
     fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
@@ -146,7 +154,11 @@ impl Node for Small {
         Ok(StopInfo { held: vec![held], cut: force })
     }
 
-    async fn upgrade(&self, binary: Option<PathBuf>) -> Result<UpgradeInfo, ApiError> {
+    async fn upgrade(
+        &self,
+        binary: Option<PathBuf>,
+        _connection: Option<Arc<UnixStream>>,
+    ) -> Result<UpgradeInfo, ApiError> {
         let missing = || ApiError::new(ErrorKind::Invalid, "there is no such program");
         binary.filter(|path| path.exists()).ok_or_else(missing)?;
         Ok(UpgradeInfo { version: "2".into(), worker_pid: 2, pause_ms: 3 })

@@ -9,6 +9,7 @@ use rustix::fs::{Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, OpenTreeFlags, UnmountFlags, open_tree, unmount};
 
+use super::connections;
 use super::context::{Context, SOURCE, attach};
 use super::namespace::Namespaces;
 use super::overlay::Uppers;
@@ -46,7 +47,7 @@ impl Site {
             Order::Unmount { path, lazy } => {
                 self.unmount(&path, if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() }).map(done)
             }
-            Order::Abort { path } => self.unmount(&path, UnmountFlags::DETACH | UnmountFlags::FORCE).map(done),
+            Order::Abort { path, connection } => self.abort(&path, connection).map(done),
             Order::Open { path } => Ok((Answer::Done, Some(self.run_dir.file(&path)?))),
             Order::Probe { dir } => {
                 check(&dir)?;
@@ -160,6 +161,14 @@ impl Site {
             let _ = fs::remove_dir(path);
         }
         Ok(())
+    }
+
+    fn abort(&self, path: &Path, connection: Option<u32>) -> Result<(), Refusal> {
+        let unmounted = self.unmount(path, UnmountFlags::DETACH | UnmountFlags::FORCE);
+        match connection {
+            Some(connection) => connections::abort(connection),
+            None => unmounted,
+        }
     }
 
     fn mounts(&self, paths: &[PathBuf]) -> Result<Vec<MountEntry>, Refusal> {

@@ -108,7 +108,13 @@ fn reply(
     };
     let _guard = one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
     let files: Vec<_> = file.iter().map(AsFd::as_fd).collect();
-    if let Err(error) = link::send(link, &Reply { number, result }, &files) {
+    let mut sent = link::send(link, &Reply { number, result }, &files);
+    if sent.is_err() && !files.is_empty() {
+        // As when too many files are on their way. Whoever waits must hear something.
+        let without = Reply { number, result: Err(Refusal::new("the file of a mount cannot be sent to the worker")) };
+        sent = link::send(link, &without, &[]);
+    }
+    if let Err(error) = sent {
         // The worker has ended: the link's reader sees that too.
         tracing::debug!(%error, "nobody to reply to");
     }

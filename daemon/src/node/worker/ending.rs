@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -219,20 +220,32 @@ impl Worker {
         Ok(StopInfo { held, cut: force })
     }
 
-    /// Takes all mounts from the tree and ends the connections with the kernel: reads fail from now on.
+    /// Takes all mounts from the tree and ends the connections with the kernel: reads fail from now on. A tree that only an overlay holds is
+    /// mounted nowhere, and its connection has a number.
     async fn cut(&self) {
-        let (places, trees): (Vec<PathBuf>, Vec<u32>) = {
+        let orders: Vec<Order> = {
             let tables = self.tables();
-            let images = tables.images.values().chain(tables.lingering.values());
-            let trees = images.filter(|image| image.record.mode == Served::Fuse).map(|image| image.record.slot);
-            (tables.mounts.keys().cloned().collect(), trees.collect())
+            let unmount = |path| Order::Unmount { path, lazy: true };
+            let images = tables.images.values().chain(tables.lingering.values()).map(|image| {
+                let path = self.image_path(image.record.slot);
+                match image.record.mode {
+                    Served::Erofs => unmount(path),
+                    // The number of one that is not served may be another mount's by now.
+                    Served::Fuse => {
+                        Order::Abort { path, connection: image.record.connection.filter(|_| image.fs.is_ok()) }
+                    }
+                }
+            });
+            let blobs = (self.no_erofs().is_none()).then(|| Order::Abort { path: self.blobs_path(), connection: None });
+            tables.mounts.keys().cloned().map(unmount).chain(images).chain(blobs).collect()
         };
-        let trees = trees.into_iter().map(|slot| self.image_path(slot));
-        let connections = trees.chain((self.no_erofs().is_none()).then(|| self.blobs_path()));
-        let orders = places.into_iter().map(|path| Order::Unmount { path, lazy: true });
-        for order in orders.chain(connections.map(|path| Order::Abort { path })) {
-            if let Err(refusal) = self.mounter.order(order).await {
-                tracing::warn!(error = refused(&refusal).error, "a mount stays");
+        for order in orders {
+            match self.mounter.order(order).await {
+                Err(refusal) if refusal.errno != Some(Errno::INVAL.raw_os_error()) => {
+                    tracing::warn!(error = refused(&refusal).error, "a mount stays");
+                }
+                // What is not mounted need not be unmounted.
+                _ => {}
             }
         }
         self.keeper.release(CONTROL);

@@ -6,10 +6,13 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::node::supervisor::{Begin, ToSupervisor, ToWorker};
-use crate::node::{handover, link};
+use crate::node::handover::{self, Holder};
+use crate::node::link;
+use crate::node::protocol::{ApiError, ErrorKind};
+use crate::node::supervisor::{Begin, HANDOVER, ToSupervisor, ToWorker};
 
 /// What the supervisor wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +40,10 @@ pub(super) struct Keeper {
     upgrade: Arc<Mutex<Option<Asker>>>,
     /// Copies of all that is kept, for the next supervisor if this one is lost.
     kept: Mutex<BTreeMap<String, OwnedFd>>,
+    /// Where to say that what another daemon has handed over is served.
+    handover: Mutex<Option<OwnedFd>>,
+    /// What the supervisor understands.
+    version: u32,
 }
 
 impl Keeper {
@@ -45,17 +52,28 @@ impl Keeper {
         let ended = || io::Error::new(io::ErrorKind::UnexpectedEof, "the supervisor has gone");
         let wrong = || io::Error::new(io::ErrorKind::InvalidData, "the supervisor said something out of turn");
         let Some((ToWorker::Begin(begin), _)) = link::receive(&link)? else { return Err(wrong()) };
-        let (mut files, mut kept) = (BTreeMap::new(), BTreeMap::new());
+        let (mut files, mut kept, mut handover) = (BTreeMap::new(), BTreeMap::new(), None);
         for _ in 0..begin.files {
             let (message, received) = link::receive(&link)?.ok_or_else(ended)?;
-            let (ToWorker::File { name }, Some(file)) = (message, received.into_iter().next()) else {
-                return Err(wrong());
-            };
+            let ToWorker::File { name } = message else { return Err(wrong()) };
+            let no_room =
+                || io::Error::other("too many files may have to be open at a time: raise LimitNOFILE= of the service");
+            let file = received.into_iter().next().ok_or_else(no_room)?;
+            if name == HANDOVER {
+                handover = Some(file);
+                continue;
+            }
             kept.insert(name.clone(), file.try_clone()?);
             files.insert(name, file);
         }
-        let keeper =
-            Self { link: Arc::new(link), sending: Mutex::default(), upgrade: Arc::default(), kept: Mutex::new(kept) };
+        let keeper = Self {
+            link: Arc::new(link),
+            sending: Mutex::default(),
+            upgrade: Arc::default(),
+            kept: Mutex::new(kept),
+            handover: Mutex::new(handover),
+            version: begin.link,
+        };
         Ok((keeper, *begin, files))
     }
 
@@ -92,10 +110,11 @@ impl Keeper {
 
     /// Waits for the next supervisor to ask for what is kept, and gives it.
     pub(super) fn hand_over(&self, run_dir: &Path) -> io::Result<()> {
-        handover::give(run_dir, || {
+        let kept = || {
             let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
             kept.iter().map(|(name, file)| Ok((name.clone(), file.try_clone()?))).collect()
-        })
+        };
+        handover::give(run_dir, kept, |stream, files| Holder::start(run_dir, stream, files))
     }
 
     /// A file need not be kept any more.
@@ -106,7 +125,35 @@ impl Keeper {
 
     /// Everything that was there before is served again.
     pub(super) fn ready(&self) {
+        // The supervisor says so as well, unless it has been killed meanwhile.
+        if let Some(handover) = self.handover.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            handover::say_served(&handover);
+        }
         self.tell(&ToSupervisor::Ready);
+    }
+
+    /// What the service manager is to show of the daemon.
+    pub(super) fn status(&self, text: String) {
+        if self.version >= 1 {
+            self.tell(&ToSupervisor::Status { text });
+        }
+    }
+
+    /// What tells the supervisor why this process ends before it is ready.
+    pub(super) fn failing(&self) -> impl FnOnce(&dyn std::error::Error) + use<> {
+        let (link, version) = (Arc::clone(&self.link), self.version);
+        move |error| {
+            let error = ApiError::of(ErrorKind::Internal, error).error;
+            if version >= 1 {
+                // An error: nobody is there to hear it.
+                let _ = link::send(&*link, &ToSupervisor::Failed { error }, &[]);
+            }
+        }
+    }
+
+    /// Whether the supervisor answers who asks for an upgrade.
+    pub(super) fn answers_upgrades(&self) -> bool {
+        self.version >= 1
     }
 
     /// Mounts and images that are in use keep this process from ending.
@@ -114,14 +161,20 @@ impl Keeper {
         self.tell(&ToSupervisor::Busy { mounts });
     }
 
-    /// Asks for another worker in place of this one, of a program. Its version, or why that cannot be.
-    pub(super) async fn upgrade(&self, program: Option<PathBuf>) -> Result<String, String> {
+    /// Asks for another worker in place of this one, of a program. Its version, or why that cannot be. The supervisor is given the
+    /// connection of whoever wants it.
+    pub(super) async fn upgrade(
+        &self,
+        program: Option<PathBuf>,
+        connection: Option<Arc<UnixStream>>,
+    ) -> Result<String, String> {
         let (answer, answered) = oneshot::channel();
         let before = self.upgrade.lock().unwrap_or_else(PoisonError::into_inner).replace(answer);
         if before.is_some() {
             return Err("another upgrade is under way".to_owned());
         }
-        self.say(&ToSupervisor::Upgrade { program }, &[]).map_err(|error| error.to_string())?;
+        let connection: Vec<_> = connection.iter().map(|connection| connection.as_fd()).collect();
+        self.say(&ToSupervisor::Upgrade { program }, &connection).map_err(|error| error.to_string())?;
         answered.await.unwrap_or_else(|_| Err("the supervisor has gone".to_owned()))
     }
 

@@ -24,6 +24,7 @@ use super::{BLOBS, Worker};
 use crate::error::{Error, Result};
 use crate::fuse::{Answerer, Fuse};
 use crate::kernel::table;
+use crate::node::files;
 use crate::node::mounter::{Answer, Order};
 use crate::node::protocol::Served;
 use crate::session;
@@ -83,6 +84,10 @@ impl Worker {
         let worker = Arc::clone(self);
         self.runtime.spawn(async move {
             while let Some((slot, blob)) = asked.recv().await {
+                // These are the first that can be done without.
+                if files::check_room().is_err() {
+                    continue;
+                }
                 let path = worker.blobs_path().join(file_name(slot, blob));
                 match worker.mounter.order(Order::Open { path }).await {
                     Ok((_, Some(file))) => worker.slots.opened(slot, blob, file.into()),
@@ -129,8 +134,8 @@ impl Worker {
         // A dead one of an earlier daemon.
         let _ = self.mounter.order(Order::Unmount { path: path.clone(), lazy: true }).await;
         let order = Order::Fuse { path: path.clone(), source: "lazo".to_owned(), tree: false };
-        let ended = self.mount_fuse(order, self.blobs(), BLOB_THREADS, BLOBS).await.map_err(|error| error.error)?;
-        self.watch_blobs(ended);
+        let mount = self.mount_fuse(order, self.blobs(), BLOB_THREADS, BLOBS).await.map_err(|error| error.error)?;
+        self.watch_blobs(mount.ended);
         // Teaches the kernel that files here are opened and closed without asking.
         self.mounter.order(Order::Open { path: path.join(ABOUT_NAME) }).await.map_err(|refusal| refusal.message)?;
         Ok(())
@@ -184,10 +189,14 @@ impl Worker {
             Ok(opened) => {
                 let (fs, references) = self.file_system(opened, &image.record.data);
                 image.references = references;
-                if let Err(error) = self.serve_again(&mut image, &fs, device).await {
-                    tracing::error!(slot, %error, "an image cannot be served again");
-                }
-                image.fs = Ok(fs);
+                image.fs = match self.serve_again(&mut image, &fs, device).await {
+                    Ok(()) => Ok(fs),
+                    Err(error) => {
+                        tracing::error!(slot, %error, "an image cannot be served again");
+                        self.keeper.release(&tree_name(slot));
+                        Err(error.to_string())
+                    }
+                };
             }
             Err(error) => {
                 tracing::error!(

@@ -44,6 +44,9 @@ pub(super) struct ImageRecord {
     /// Where the kernel shows it below `/sys/fs` as long as anybody uses it.
     #[serde(default)]
     pub(super) sysfs: Option<String>,
+    /// Of a FUSE tree: the kernel's number of its connection, by which it can be ended when it is mounted nowhere any more.
+    #[serde(default)]
+    pub(super) connection: Option<u32>,
     /// Where mounts of it were that have ended. Copies of them, as overlays have, may live.
     #[serde(default)]
     pub(super) left: Vec<PathBuf>,

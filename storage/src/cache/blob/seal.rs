@@ -136,7 +136,9 @@ impl BlobCache {
         let verified = self.verify_all(&lock, check, go_on);
         let _alone = self.alone();
         if let Ok(Verified::Damaged(chunk)) = verified {
-            tracing::warn!(cache = %self.dir.display(), chunk, "a chunk in the cache is damaged, it is fetched again");
+            self.cache.damaged.write(|left_out| {
+                tracing::warn!(cache = %self.dir.display(), chunk, left_out, "a chunk in the cache is damaged, it is fetched again");
+            });
             self.cache.metrics.cache_damaged_chunks.inc();
             lock.give_up()?;
             self.forget_in(self.files().as_ref(), chunk);

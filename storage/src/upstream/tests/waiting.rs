@@ -77,6 +77,37 @@ async fn the_outage_limit_ends_the_wait_of_all_and_is_told_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn whoever_looks_is_told_who_waits_since_when_and_why() {
+    let a = Scripted::new("a", fail(ErrorKind::Unreachable));
+    let upstream = upstream([&a]);
+    assert_eq!(upstream.trouble(), None);
+    let readers = readers(&upstream, 2);
+    time::sleep(20 * SECOND).await;
+    let trouble = upstream.trouble().unwrap();
+    assert_eq!((trouble.blobs, trouble.waiting, trouble.failing), (2, READERS as u64, false));
+    assert_eq!(trouble.since, 20 * SECOND);
+    let [Tried { source, cause: Some(cause) }] = &*trouble.tried else { panic!("{trouble:?}") };
+    assert_eq!((&**source, cause.kind), ("a", ErrorKind::Unreachable));
+    assert_eq!(upstream.0.metrics.outage_requests.get(), 64);
+    time::sleep(41 * SECOND).await;
+    let trouble = upstream.trouble().unwrap();
+    assert_eq!((trouble.waiting, trouble.failing), (0, true), "the limit has run out");
+    assert_eq!(upstream.0.metrics.outage_requests.get(), 0);
+    time::sleep(20 * SECOND).await;
+    assert_eq!(upstream.trouble(), None, "nobody wants it any more");
+    drop(readers);
+    let reader = tokio::spawn({
+        let upstream = upstream.clone();
+        async move { persist(&upstream, &blob(0)).await }
+    });
+    time::sleep(SECOND).await;
+    assert!(upstream.trouble().is_some());
+    a.set(serve());
+    reader.await.unwrap().unwrap();
+    assert_eq!((upstream.trouble(), upstream.0.metrics.outage_requests.get()), (None, 0), "it is served again");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_source_that_comes_and_goes_does_not_fill_the_log() {
     Log::begin();
     let a = Scripted::new("a", serve());
