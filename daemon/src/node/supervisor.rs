@@ -124,6 +124,8 @@ struct Worker {
     pid: u32,
     ready: bool,
     begun: Instant,
+    /// Killed as it did not get ready.
+    late: bool,
     /// When it was told to stop.
     stopping: Option<Instant>,
 }
@@ -203,6 +205,7 @@ impl Supervisor {
             pid: child.id(),
             ready: false,
             begun: Instant::now(),
+            late: false,
             stopping: None,
         });
         tracing::debug!(pid = child.id(), "a worker begins");
@@ -366,7 +369,8 @@ impl Supervisor {
     /// True when this process is to end, too.
     fn ended(&mut self, status: &io::Result<ExitStatus>) -> Result<bool> {
         let Some(worker) = self.worker.take() else { return Ok(false) };
-        if status.as_ref().is_ok_and(|status| status.code() == Some(worker::ENDED)) {
+        // A program that is no worker may end with any code.
+        if worker.ready && status.as_ref().is_ok_and(|status| status.code() == Some(worker::ENDED)) {
             for name in self.files.keys() {
                 unstore(name);
             }
@@ -395,7 +399,7 @@ impl Supervisor {
         if !worker.ready {
             self.failures += 1;
             pause = pause_after(self.failures);
-            self.give_up_trial(worker.begun.elapsed() >= TRIAL, status);
+            self.give_up_trial(worker.late, status);
         }
         thread::sleep(pause);
         self.start_at_last()?;
@@ -446,7 +450,7 @@ impl Supervisor {
             worker.stopping = Some(Instant::now());
         } else {
             tracing::warn!("the worker does not get ready; it is killed");
-            worker.begun += TRIAL;
+            (worker.late, worker.begun) = (true, Instant::now());
         }
     }
 

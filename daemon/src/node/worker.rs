@@ -143,6 +143,8 @@ struct Worker {
     orphaned: AtomicBool,
     /// Set when it only serves on what is in use.
     leaving: AtomicBool,
+    /// Set while somebody who has asked for the end has no answer yet.
+    answering: AtomicBool,
     /// The mount table may have changed.
     changed: Notify,
     /// A mount or an image has gone.
@@ -285,6 +287,7 @@ impl Worker {
             managed,
             orphaned: AtomicBool::new(false),
             leaving: AtomicBool::new(false),
+            answering: AtomicBool::new(false),
             changed: Notify::new(),
             left: Notify::new(),
             restarts,

@@ -156,7 +156,7 @@ impl Worker {
     async fn unused(&self) {
         loop {
             let left = self.left.notified();
-            if self.tables().are_empty() {
+            if self.tables().are_empty() && !self.answering.load(Ordering::Relaxed) {
                 return;
             }
             left.await;
@@ -205,6 +205,7 @@ impl Worker {
                         `systemctl stop lazo`";
             return Err(ApiError::new(ErrorKind::Invalid, text));
         }
+        self.answering.store(true, Ordering::Relaxed);
         self.finish().await;
         self.end_unused().await;
         self.look_after_lingering();
@@ -212,10 +213,13 @@ impl Worker {
         if force && !held.is_empty() {
             self.cut().await;
         }
-        let wishes = self.wish.clone();
+        let worker = Arc::clone(self);
         self.runtime.spawn(async move {
             tokio::time::sleep(ANSWER).await;
-            wishes.send(if force { Wish::Cut } else { Wish::End })
+            // Before it may end because nothing is in use.
+            let _ = worker.wish.send(if force { Wish::Cut } else { Wish::End });
+            worker.answering.store(false, Ordering::Relaxed);
+            worker.left.notify_waiters();
         });
         Ok(StopInfo { held, cut: force })
     }
