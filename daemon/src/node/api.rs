@@ -8,6 +8,7 @@ mod connection;
 #[cfg(any(test, fuzzing))]
 pub(in crate::node) mod fuzz;
 mod peer;
+mod room;
 mod spare;
 #[cfg(test)]
 mod tests;
@@ -35,7 +36,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, SemaphorePermit, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 
 use super::config::MAX_OUTAGE_LIMIT;
 use super::files;
@@ -48,6 +49,7 @@ use super::stats::Stats;
 use connection::Connection;
 use peer::User;
 pub(super) use peer::{Access, listen};
+use room::Room;
 use spare::Spare;
 
 /// Connections at a time; more wait in the kernel. Each holds at most [`MAX_HEAD`] bytes and what [`MAX_CHANGES`] and
@@ -133,32 +135,6 @@ pub(super) trait Node: Send + Sync + 'static {
         binary: Option<PathBuf>,
         connection: Option<Arc<UnixStream>>,
     ) -> impl Future<Output = Result<UpgradeInfo, ApiError>> + Send;
-}
-
-/// What is under way, of all connections together.
-#[derive(Debug)]
-struct Room {
-    changes: Semaphore,
-    named: Semaphore,
-    views: Semaphore,
-}
-
-impl Room {
-    fn new() -> Self {
-        let [changes, named, views] = [MAX_CHANGES, MAX_NAMED, MAX_VIEWS].map(Semaphore::new);
-        Self { changes, named, views }
-    }
-
-    /// Room for a mount.
-    async fn mount(&self, request: &MountRequest) -> Result<SemaphorePermit<'_>, ApiError> {
-        if request.files.is_some() {
-            return self.changes.acquire().await.map_err(internal);
-        }
-        self.named.try_acquire().map_err(|_| {
-            let text = format!("{MAX_NAMED} mounts wait for their images' registries already; try again later");
-            ApiError::new(ErrorKind::Unavailable, text)
-        })
-    }
 }
 
 /// Answers at a socket until it is dropped.

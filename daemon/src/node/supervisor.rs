@@ -15,6 +15,7 @@
 mod manager;
 mod messages;
 mod program;
+mod signals;
 mod upgrade;
 
 use std::collections::BTreeMap;
@@ -30,7 +31,6 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::config::Config;
 use super::{handover, harden, link, needs, worker};
@@ -40,6 +40,7 @@ pub(super) use manager::is_dead;
 use manager::{is_managed, notify, store, unstore};
 pub(super) use messages::{Begin, LINK, ToSupervisor, ToWorker};
 use program::Program;
+use signals::watch_signals;
 use upgrade::Trial;
 
 /// Waits between workers that end before they are ready: none, then this, doubled each time.
@@ -466,31 +467,6 @@ fn pause_after(failures: u32) -> Duration {
         None => Duration::ZERO,
         Some(doublings) => FIRST_PAUSE.saturating_mul(1 << doublings.min(16)).min(LONGEST_PAUSE),
     }
-}
-
-/// Sends an event for each signal that asks for the end.
-fn watch_signals(events: Sender<Event>) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-    let guard = runtime.enter();
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    drop(guard);
-    let watch = move || {
-        runtime.block_on(async {
-            loop {
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
-                    _ = hangup.recv() => {}
-                }
-                if events.send(Event::Signal).is_err() {
-                    return;
-                }
-            }
-        });
-    };
-    thread::Builder::new().name("lazo-signals".into()).spawn(watch).map(drop)
 }
 
 #[cfg(test)]
