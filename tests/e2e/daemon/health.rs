@@ -1,11 +1,16 @@
 //! What is said of a daemon while a registry is away.
 
+use std::path::Path;
+
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 use crate::support::{
+    Scratch, converted,
     faults::Proxy,
     metrics::{curl, until, value},
     node::{MODES, Node},
+    run,
     served::{NAME, Served},
 };
 
@@ -91,4 +96,31 @@ fn what_is_released_is_not_shown_as_used() {
     assert!(used() < 65536.0, "{}", used());
     assert!(node.stats()["daemon"]["stats"]["cache_bytes"].as_u64().is_some_and(|bytes| bytes < 65536));
     node.stop();
+}
+
+#[test]
+fn an_image_that_cannot_be_served_again_is_gone_with_its_last_mount() {
+    for mode in MODES {
+        let scratch = Scratch::new();
+        let node = Node::start(&scratch, mode);
+        let layout = scratch.join("layout");
+        run("cp", [Path::new("-r"), &converted("small", "gzip"), &layout]);
+        let mounted = node.mount(&format!("oci:{}:lazo", layout.display()), "mount", &[]);
+        for directory in [layout, scratch.join("state/images")] {
+            std::fs::remove_dir_all(directory).expect("it was there");
+        }
+        kill_process(node.worker(), Signal::KILL).expect("a worker");
+        until("the image is said to have failed", || {
+            (value(&node.metrics(), "lazo_failed_images") > 0.0).then_some(())
+        });
+        let (status, health) = asked(&node, "health");
+        assert!(status == "200" && health["status"] == "degraded", "{mode}: {health}");
+        mounted.umount();
+        until("nothing is left of it", || node.get("images").as_array().is_some_and(Vec::is_empty).then_some(()));
+        for gauge in ["lazo_images", "lazo_failed_images", "lazo_mounts"] {
+            assert_eq!(value(&node.metrics(), gauge), 0.0, "{mode}: {gauge}");
+        }
+        assert_eq!(asked(&node, "ready").0, "200");
+        node.stop();
+    }
 }
