@@ -218,7 +218,7 @@ async fn answer<N: Node>(
 type Answer = Response<Full<Bytes>>;
 
 /// What there is, and what can be done with it.
-const PATHS: [(&str, &str); 13] = [
+const PATHS: [(&str, &str); 14] = [
     ("/v1/version", "GET, HEAD"),
     ("/v1/health", "GET, HEAD"),
     ("/v1/ready", "GET, HEAD"),
