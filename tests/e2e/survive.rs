@@ -1,6 +1,7 @@
 //! The node daemon's processes are killed and replaced while programs read its mounts: no read fails, none is wrong.
 
 mod handover;
+mod orders;
 mod readers;
 mod signals;
 

@@ -1,5 +1,7 @@
 //! lazo as it is packaged, under a real systemd: whatever its units go through, a container reads on.
 
+mod orders;
+
 use crate::support::{
     Scratch,
     metrics::until,
@@ -47,6 +49,17 @@ impl<'a> Container<'a> {
     }
 }
 
+/// Waits until containerd answers.
+fn answers(machine: &Machine<'_>) {
+    until("containerd answers", || output_of(&mut machine.command("ctr", ["version"])).status.success().then_some(()));
+}
+
+/// Waits until the daemon is active, and containerd answers.
+fn settled(machine: &Machine<'_>) {
+    until("the daemon is active", || (machine.property("lazo", "ActiveState") == "active").then_some(()));
+    answers(machine);
+}
+
 #[test]
 fn a_container_reads_on_whatever_happens_to_the_units() {
     let (scratch, served) = (Scratch::new(), Served::new("debian"));
@@ -55,9 +68,6 @@ fn a_container_reads_on_whatever_happens_to_the_units() {
     let container = Container::start(&machine, &served);
     container.read("at first");
     let systemctl = |line: &str| machine.run("systemctl", line.split(' '));
-    let active = || {
-        until("the daemon is active", || (machine.property("lazo", "ActiveState") == "active").then_some(()));
-    };
     for line in [
         "restart lazo",
         "stop lazo",
@@ -81,12 +91,10 @@ fn a_container_reads_on_whatever_happens_to_the_units() {
         if stopped && line.contains("containerd") {
             continue;
         }
-        until("containerd answers", || {
-            output_of(&mut machine.command("ctr", ["version"])).status.success().then_some(())
-        });
+        answers(&machine);
         container.read(line);
         if !stopped {
-            active();
+            settled(&machine);
         }
     }
     // Another container starts as ever, through the sockets that systemd holds.

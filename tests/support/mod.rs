@@ -55,7 +55,12 @@ impl Scratch {
 
     /// `lazo ARGS`, with this scratch directory's state and run directories.
     pub(crate) fn lazo<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lazo"));
+        self.program(Path::new(env!("CARGO_BIN_EXE_lazo")), args)
+    }
+
+    /// The same for another lazo than the one that is tested.
+    pub(crate) fn program<S: AsRef<OsStr>>(&self, lazo: &Path, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(lazo);
         command
             .args(args)
             .env("LAZO_STATE_DIR", self.join("state"))

@@ -3,7 +3,7 @@
 use std::{
     ffi::OsStr,
     fs::{self, File},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -44,7 +44,16 @@ impl<'a> Node<'a> {
 
     /// The same with variables in its environment.
     pub(crate) fn with_environment(scratch: &'a Scratch, config: &str, environment: &[(&str, &OsStr)]) -> Self {
-        Self::spawn(scratch, config, &[], environment).ready()
+        Self::spawn(Self::tested(), scratch, config, &[], environment).ready()
+    }
+
+    /// The same, run by another program than the one that is tested.
+    pub(crate) fn run_by(program: &Path, scratch: &'a Scratch, config: &str) -> Self {
+        Self::spawn(program, scratch, config, &[], &[]).ready()
+    }
+
+    fn tested() -> &'static Path {
+        Path::new(env!("CARGO_BIN_EXE_lazo"))
     }
 
     /// One that may have so many open files, and may not raise that.
@@ -56,14 +65,20 @@ impl<'a> Node<'a> {
 
     /// One that has begun, and may not serve yet. `wrapper`: what it is run by.
     pub(crate) fn begin(scratch: &'a Scratch, config: &str, wrapper: &[&str]) -> Self {
-        Self::spawn(scratch, config, wrapper, &[])
+        Self::spawn(Self::tested(), scratch, config, wrapper, &[])
     }
 
-    fn spawn(scratch: &'a Scratch, config: &str, wrapper: &[&str], environment: &[(&str, &OsStr)]) -> Self {
+    fn spawn(
+        lazo: &Path,
+        scratch: &'a Scratch,
+        config: &str,
+        wrapper: &[&str],
+        environment: &[(&str, &OsStr)],
+    ) -> Self {
         let file = scratch.join("lazo.toml");
         fs::write(&file, config).expect("the configuration");
         let log = File::options().create(true).append(true).open(scratch.join("daemon.log")).expect("the log");
-        let daemon = scratch.lazo(["daemon", "--config"]);
+        let daemon = scratch.program(lazo, ["daemon", "--config"]);
         let program = wrapper.first().map_or(daemon.get_program(), |wrapper| wrapper.as_ref());
         let mut command = Command::new(program);
         command.args(wrapper.iter().skip(1));
@@ -127,6 +142,15 @@ impl<'a> Node<'a> {
         pid.and_then(Pid::from_raw).expect("a process")
     }
 
+    /// The process that mounts: the worker's child.
+    pub(crate) fn mounter(&self) -> Option<Pid> {
+        let is_mounter = |pid: &Pid| {
+            let line = fs::read(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).unwrap_or_default();
+            line.split(|&byte| byte == 0).any(|word| word == b"mounter")
+        };
+        self.family().into_iter().find(is_mounter)
+    }
+
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.scratch.join("daemon.log")).unwrap_or_default()
     }
@@ -156,11 +180,22 @@ impl<'a> Node<'a> {
         }
     }
 
+    /// The same, and leaves what it has mounted to the next one.
+    pub(crate) fn wait_for_successor(mut self) {
+        self.wait_for_end();
+        std::mem::forget(self);
+    }
+
     /// Kills the supervisor alone; the worker stays.
     pub(crate) fn abandon(mut self) {
+        self.kill_supervisor();
+        std::mem::forget(self);
+    }
+
+    /// The same for one that is abandoned later.
+    pub(crate) fn kill_supervisor(&mut self) {
         self.process.kill().expect("it lives");
         self.process.wait().expect("its end");
-        std::mem::forget(self);
     }
 
     /// Kills all of its processes, and leaves what they have mounted.

@@ -19,6 +19,7 @@ const UNITS: [&str; 3] = ["lazo.service", "lazo-snapshotter.socket", "containerd
 /// A booted machine; on drop it is gone with all that it has mounted.
 pub(crate) struct Machine<'a> {
     scratch: &'a Scratch,
+    root: PathBuf,
     boot: Child,
     init: Pid,
 }
@@ -26,6 +27,11 @@ pub(crate) struct Machine<'a> {
 impl<'a> Machine<'a> {
     /// Boots, with an image's storage directory behind [`REGISTRY`], and starts everything.
     pub(crate) fn boot(scratch: &'a Scratch, storage: &Path) -> Self {
+        Self::boot_with(scratch, storage, "")
+    }
+
+    /// The same, with a configuration of lazo's.
+    pub(crate) fn boot_with(scratch: &'a Scratch, storage: &Path, config: &str) -> Self {
         let base = stdout_of(Command::new(source("scripts/systemd-root")).stderr(Stdio::inherit()));
         let root = scratch.dir("machine");
         let [upper, work, state, containerd] = ["upper", "work", "state", "containerd"].map(|name| scratch.dir(name));
@@ -37,6 +43,8 @@ impl<'a> Machine<'a> {
             run("mount", ["--bind", text(&from), text(&root.join(to))]);
         }
         install(&root, storage);
+        fs::create_dir_all(root.join("etc/lazo")).expect("a directory");
+        fs::write(root.join("etc/lazo/lazo.toml"), config).expect("the configuration");
         let group = format!("lazo-test-{}", std::process::id());
         let log = File::create(scratch.join("boot.log")).expect("a log");
         let mut boot = Command::new(source("tests/support/systemd/boot"));
@@ -53,7 +61,7 @@ impl<'a> Machine<'a> {
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
             (name.trim() == "systemd").then(|| Pid::from_raw(pid)).flatten()
         });
-        let machine = Self { scratch, boot, init };
+        let machine = Self { scratch, root, boot, init };
         until("systemd is up", || {
             let state = output_of(&mut machine.command("systemctl", ["is-system-running"])).stdout;
             matches!(String::from_utf8_lossy(&state).trim(), "running" | "degraded").then_some(())
@@ -61,6 +69,11 @@ impl<'a> Machine<'a> {
         machine.run("systemctl", ["start", "registry.service"]);
         machine.run("systemctl", [&["start"][..], &UNITS].concat());
         machine
+    }
+
+    /// Its root file system, as this process sees it.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
     }
 
     /// A program of the machine's.

@@ -16,7 +16,7 @@ use std::time::Duration;
 use lazo_registry::Options;
 use lazo_storage::cache::{CacheOptions, Limit, parse_size};
 use lazo_storage::{Policy, SourceSpec, SpecError};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
 use super::protocol::{Mode, Prefetch};
 use crate::endpoint::MetricsAddr;
@@ -294,6 +294,16 @@ mod maybe_text {
 }
 
 /// A number, or a string with a unit.
+/// Only the settings that are not at their defaults: who reads them may be an older program, which does not know all of them.
+pub(in crate::node) fn without_defaults<S: Serializer>(config: &Config, serializer: S) -> Result<S::Ok, S::Error> {
+    let all = |config: &Config| serde_json::to_value(config).map_err(ser::Error::custom);
+    let (mut told, defaults) = (all(config)?, all(&Config::default())?);
+    if let Some(settings) = told.as_object_mut() {
+        settings.retain(|name, value| defaults.get(name) != Some(value));
+    }
+    told.serialize(serializer)
+}
+
 fn rate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NonZeroU64>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged, expecting = "a number of bytes, or a string such as \"50M\"")]
@@ -338,6 +348,15 @@ mod tests {
         let json = serde_json::to_string(&Config::default()).unwrap();
         assert_eq!(serde_json::from_str::<Config>(&json).unwrap(), Config::default(), "{json}");
         assert_eq!(Config::parse("background_rate = '1M'").unwrap().background_rate, NonZeroU64::new(1 << 20));
+    }
+
+    #[test]
+    fn defaults_are_not_told() {
+        let told = |config: &Config| without_defaults(config, serde_json::value::Serializer).unwrap();
+        assert_eq!(told(&Config::default()), serde_json::json!({}));
+        let config = Config { mode: Mode::Fuse, insecure: true, ..Config::default() };
+        assert_eq!(told(&config), serde_json::json!({ "mode": "fuse", "insecure": true }));
+        assert_eq!(serde_json::from_value::<Config>(told(&config)).unwrap(), config);
     }
 
     #[test]

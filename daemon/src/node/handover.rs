@@ -38,6 +38,9 @@ pub(super) use holder::{Holder, run as run_holder};
 /// How long a supervisor waits for a worker of an earlier one. It needs no longer than to notice that it is alone.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long it waits for a daemon that may have been told to end just now: that listens when it has ended what nobody uses.
+const COURTESY: Duration = Duration::from_secs(2);
+
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -96,11 +99,21 @@ fn wait_for_lock(run_dir: &Path, name: &str, who: &str) -> io::Result<File> {
 /// What a supervisor begins with: its lock on the run directory, for as long as it lives, and the files of a worker that is ready to
 /// hand over. A daemon that was told to end while images are in use has such a worker, too; it ends when that has handed over.
 pub(super) fn begin(run_dir: &Path) -> io::Result<(File, Given)> {
-    if let Some(alone) = lock(run_dir, "daemon.lock")? {
-        return Ok((alone, take(run_dir)?));
-    }
-    let running = |_| io::Error::other(format!("another daemon uses the run directory {}", run_dir.display()));
-    let given = receive(UnixStream::connect(socket(run_dir)).map_err(running)?)?;
+    let begin = Instant::now();
+    let stream = loop {
+        if let Some(alone) = lock(run_dir, "daemon.lock")? {
+            return Ok((alone, take(run_dir)?));
+        }
+        match UnixStream::connect(socket(run_dir)) {
+            Ok(stream) => break stream,
+            Err(_) if begin.elapsed() < COURTESY => thread::sleep(LOOK),
+            Err(_) => {
+                let problem = format!("another daemon uses the run directory {}", run_dir.display());
+                return Err(io::Error::other(problem));
+            }
+        }
+    };
+    let given = receive(stream)?;
     // For as long as it takes: nobody else serves these files any more.
     loop {
         if let Some(alone) = lock(run_dir, "daemon.lock")? {

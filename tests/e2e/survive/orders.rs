@@ -88,7 +88,6 @@ impl<'a> Trouble<'a> {
 
     /// A daemon starts while this one lives, or its worker does; the one before.
     fn next(&mut self) -> Node<'a> {
-        std::thread::sleep(std::time::Duration::from_millis(700)); // XXX
         let program: &PathBuf = self.random.pick(&self.programs);
         let next = Node::run_by(program, &self.stage.served.scratch, &self.stage.config);
         std::mem::replace(&mut self.node, next)

@@ -106,6 +106,12 @@ impl Readers {
         Self { stop, stop_file, count, threads, mappers, tree, _files: files }
     }
 
+    /// Files that have been read by those that count at once.
+    pub(super) fn count(&self) -> u64 {
+        assert!(self.threads.iter().all(|thread| !thread.is_finished()), "a reader has ended early");
+        self.count.load(Ordering::Relaxed)
+    }
+
     /// Ends them all, none of which may have failed; how many files were read.
     pub(super) fn stop(mut self) -> u64 {
         assert_eq!(self.tree.try_wait().expect("its state"), None, "the tree of processes has ended early");

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::node::config::Config;
+use crate::node::config::{self, Config};
 
 /// Grows when a supervisor understands more. 1: [`ToSupervisor::Status`], [`ToSupervisor::Failed`], and it answers whoever asks for an
 /// upgrade by itself.
@@ -34,6 +34,8 @@ pub(in crate::node) enum ToWorker {
 /// What a worker must know.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::node) struct Begin {
+    /// Told without the settings that have their defaults, as an older program may not know them.
+    #[serde(serialize_with = "config::without_defaults")]
     pub(in crate::node) config: Config,
     /// How many [`ToWorker::File`] follow.
     pub(in crate::node) files: usize,
