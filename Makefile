@@ -25,9 +25,10 @@ demo: build ## convert, mount and run an image of this machine's own files, agai
 test: lint corpus ## everything: format, lints, unit and end-to-end tests
 	cargo test --locked $(TEST_ARGS)
 
-lint: install-deps ## rustfmt and clippy, warnings are errors; cargo-deny where it is installed
+lint: install-deps ## rustfmt and clippy, warnings are errors; docs/DEVELOPMENT.md; cargo-deny where it is installed
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	scripts/check-docs
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny --offline check bans licenses sources; fi
 
 conformance: ## containerd's own conformance suite for snapshotters; Debian's golang-go and golang-github-containerd-containerd-dev
