@@ -1,11 +1,13 @@
 # One entry point; CI calls the same targets. As root: tests and demo mount file systems.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help build demo test conformance lint bench coldstart fuzz install-deps corpus
+.PHONY: help build demo test conformance lint bench soak coldstart fuzz install-deps corpus
 
 FUZZ_SECONDS ?= 60
 # Such as 'api node_files'; all if empty
 FUZZ_TARGETS ?=
+# The version of lazo that `make soak` upgrades from and to: a commit
+SOAK_BEFORE ?= HEAD~1
 # `cargo test` arguments, such as TEST_ARGS='--test e2e lazy'
 TEST_ARGS ?= --workspace
 # Such as '--images nginx,node --subjects overlayfs,lazo,stargz --rounds 1'
@@ -37,8 +39,12 @@ conformance: ## containerd's own conformance suite for snapshotters; Debian's go
 
 bench: install-deps ## the figures of docs/BENCHMARKS.md, measured on this machine, on an image that is checked first
 	scripts/corpus large >/dev/null
-	cargo test --locked --release --test e2e -- --ignored
+	cargo test --locked --release --test e2e -- --ignored --skip soak_
 	python3 benches/run.py
+
+soak: corpus ## an hour of kills, signals, restarts and upgrades to and from SOAK_BEFORE in random orders, with and without systemd
+	before=$$(scripts/build-commit $(SOAK_BEFORE)) && \
+		LAZO_TEST_OTHER=$$before cargo test --locked --test e2e -- --ignored --nocapture --test-threads=1 soak_
 
 coldstart: install-deps ## how soon containers start on an empty node, beside full pulls; COLDSTART_ARGS: see benches/coldstart/run.py
 	python3 benches/coldstart/run.py $(COLDSTART_ARGS)
