@@ -98,7 +98,7 @@ impl<'a> Node<'a> {
     }
 
     /// Waits until it answers.
-    fn ready(self) -> Self {
+    pub(crate) fn ready(self) -> Self {
         let mut node = self;
         until("the daemon answers", || {
             let ended = node.process.try_wait().expect("its state");

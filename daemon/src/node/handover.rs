@@ -41,6 +41,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long it waits for a daemon that may have been told to end just now: that listens when it has ended what nobody uses.
 const COURTESY: Duration = Duration::from_secs(2);
 
+/// How long whoever gives files waits after an error, such as too many open files.
+const PAUSE: Duration = Duration::from_millis(200);
+
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -99,25 +102,21 @@ fn wait_for_lock(run_dir: &Path, name: &str, who: &str) -> io::Result<File> {
 /// What a supervisor begins with: its lock on the run directory, for as long as it lives, and the files of a worker that is ready to
 /// hand over. A daemon that was told to end while images are in use has such a worker, too; it ends when that has handed over.
 pub(super) fn begin(run_dir: &Path) -> io::Result<(File, Given)> {
+    // Of two that begin at once, one would get the lock and the other the files.
+    let _alone_to_begin = wait_for_lock(run_dir, "begin.lock", "another daemon that begins")?;
     let begin = Instant::now();
-    let stream = loop {
+    loop {
         if let Some(alone) = lock(run_dir, "daemon.lock")? {
             return Ok((alone, take(run_dir)?));
         }
-        match UnixStream::connect(socket(run_dir)) {
-            Ok(stream) => break stream,
-            Err(_) if begin.elapsed() < COURTESY => thread::sleep(LOOK),
-            Err(_) => {
-                let problem = format!("another daemon uses the run directory {}", run_dir.display());
-                return Err(io::Error::other(problem));
-            }
+        // One that ends in the middle of it, as nothing is in use any more, gives up its lock soon.
+        if let Ok(given) = UnixStream::connect(socket(run_dir)).and_then(receive) {
+            // Its worker has ended, or a holder has the files too.
+            return Ok((wait_for_lock(run_dir, "daemon.lock", "the daemon before")?, given));
         }
-    };
-    let given = receive(stream)?;
-    // For as long as it takes: nobody else serves these files any more.
-    loop {
-        if let Some(alone) = lock(run_dir, "daemon.lock")? {
-            return Ok((alone, given));
+        if begin.elapsed() > COURTESY {
+            let problem = format!("another daemon uses the run directory {}", run_dir.display());
+            return Err(io::Error::other(problem));
         }
         thread::sleep(LOOK);
     }
@@ -153,15 +152,18 @@ pub(super) fn give(
     run_dir: &Path,
     files: impl Fn() -> io::Result<Files>,
     hold: impl Fn(&UnixStream, &Files) -> io::Result<Holder>,
-) -> io::Result<()> {
+) {
     loop {
-        let listener = listen(run_dir)?;
-        let (stream, _) = listener.accept()?;
-        let _ = std::fs::remove_file(socket(run_dir));
-        match hand_over(&stream, &files()?, &hold) {
-            Ok(()) => return Ok(()),
-            Err(error) => tracing::warn!(%error, "a daemon that was to take over has gone; the next one is waited for"),
+        let given = listen(run_dir).and_then(|listener| {
+            let (stream, _) = listener.accept()?;
+            let _ = std::fs::remove_file(socket(run_dir));
+            hand_over(&stream, &files()?, &hold)
+        });
+        match given {
+            Ok(()) => return,
+            Err(error) => tracing::warn!(%error, "nothing was handed over to another daemon; the next one is waited for"),
         }
+        thread::sleep(PAUSE);
     }
 }
 
@@ -175,14 +177,11 @@ fn hand_over(
     }
     let holder = hold(stream, files);
     send_all(stream, files)?;
-    match holder {
-        Ok(holder) => holder.goes_on(),
-        // Better this than no handover at all.
-        Err(error) => {
-            tracing::warn!(%error, "what is handed over is lost if the new daemon is killed before it serves");
-            Ok(())
-        }
+    // The other has all files now: without a holder it is better to go on than to have two that serve.
+    if let Err(error) = holder.and_then(Holder::goes_on) {
+        tracing::warn!(%error, "what is handed over is lost if the new daemon is killed before it serves");
     }
+    Ok(())
 }
 
 fn send_all(stream: impl AsFd, files: &Files) -> io::Result<()> {
@@ -221,12 +220,9 @@ pub(super) fn say_served(from: &OwnedFd) {
 pub(super) fn take(run_dir: &Path) -> io::Result<Given> {
     let begin = Instant::now();
     loop {
-        if let Ok(stream) = UnixStream::connect(socket(run_dir)) {
-            match receive(stream) {
-                // It was killed meanwhile. A holder may have what it had.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {}
-                given => return given,
-            }
+        // One that was killed in the middle of it may have left a holder.
+        if let Ok(given) = UnixStream::connect(socket(run_dir)).and_then(receive) {
+            return Ok(given);
         }
         // In this order: a holder is there before its worker ends.
         if lock(run_dir, "worker.lock")?.is_some() && lock(run_dir, holder::LOCK)?.is_some() {

@@ -82,7 +82,7 @@ pub(super) fn run(config: Config) -> Result<()> {
     let program = Arc::new(Program::open(Path::new("/proc/self/exe")).map_err(failed())?);
     worker::make_run_dir(&config.run_dir)
         .map_err(Error::io::<io::Error>(format!("make {}", config.run_dir.display())))?;
-    let (_alone, handover::Given { files: given, from }) = handover::begin(&config.run_dir).map_err(failed())?;
+    let (_alone, handover::Given { files: mut given, from }) = handover::begin(&config.run_dir).map_err(failed())?;
     let mut files = inherited().map_err(failed())?;
     // A service manager may have kept files longer than their mounts have lived.
     for name in files.iter().filter(|(_, file)| is_dead(file)).map(|(name, _)| name.clone()).collect::<Vec<_>>() {
@@ -92,6 +92,8 @@ pub(super) fn run(config: Config) -> Result<()> {
     if !given.is_empty() {
         tracing::warn!(files = given.len(), "the worker of another daemon hands over its mounts");
     }
+    // The daemon before may have ended mounts until the last moment.
+    given.retain(|_, file| !is_dead(file));
     for (name, file) in &given {
         store(name, file.as_fd());
     }

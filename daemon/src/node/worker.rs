@@ -307,6 +307,8 @@ impl Worker {
     ) -> Result<End> {
         // Whoever waits for data waits no longer than this.
         self.restore(&mut files).await?;
+        // First of all: an upgrade that waits at the socket is about the next worker.
+        self.keeper.ready();
         self.runtime.spawn(api::serve(listener, access, Arc::new(Front(Arc::clone(&self)))));
         let _scraped = self.offer_metrics();
         self.watch_mounts();
@@ -316,7 +318,6 @@ impl Worker {
                 tracing::error!(%error, "signals cannot be heard");
             }
         });
-        self.keeper.ready();
         self.keep_telling();
         self.ready.send_replace(true);
         self.until_end(wishes).await

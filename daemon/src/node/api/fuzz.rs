@@ -123,7 +123,7 @@ pub(in crate::node) fn requests(data: &[u8]) {
     runtime.block_on(async {
         let (client, server) = tokio::io::duplex(IN_FLIGHT);
         let (mut reader, mut writer) = tokio::io::split(client);
-        let room = Arc::new(Room::new());
+        let room = Arc::new(Room::new(16));
         let write = async {
             // The server hangs up when it has seen enough.
             let _ = writer.write_all(data).await;

@@ -11,12 +11,15 @@ pub(super) struct Room {
     pub(super) changes: Semaphore,
     named: Semaphore,
     pub(super) views: Semaphore,
+    most_named: usize,
 }
 
 impl Room {
-    pub(super) fn new() -> Self {
-        let [changes, named, views] = [MAX_CHANGES, MAX_NAMED, MAX_VIEWS].map(Semaphore::new);
-        Self { changes, named, views }
+    /// Of so many connections, a quarter is never for mounts that wait for registries.
+    pub(super) fn new(connections: usize) -> Self {
+        let most_named = MAX_NAMED.min(connections - connections / 4);
+        let [changes, named, views] = [MAX_CHANGES, most_named, MAX_VIEWS].map(Semaphore::new);
+        Self { changes, named, views, most_named }
     }
 
     /// Room for a mount.
@@ -25,7 +28,7 @@ impl Room {
             return self.changes.acquire().await.map_err(internal);
         }
         self.named.try_acquire().map_err(|_| {
-            let text = format!("{MAX_NAMED} mounts wait for their images' registries already; try again later");
+            let text = format!("{} mounts wait for their images' registries already; try again later", self.most_named);
             ApiError::new(ErrorKind::Unavailable, text)
         })
     }

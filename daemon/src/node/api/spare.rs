@@ -16,8 +16,9 @@ impl Spare {
         Self(File::open("/dev/null").ok())
     }
 
-    /// Refuses a connection that waits.
+    /// Refuses a connection that waits, or waits itself a moment.
     pub(super) async fn refuse_one(&mut self, listener: &UnixListener) {
+        let mut refused = false;
         if self.0.take().is_some()
             && let Ok(accepted) = rustix::net::accept_with(listener, rustix::net::SocketFlags::CLOEXEC)
         {
@@ -26,9 +27,13 @@ impl Spare {
                 && let Ok(stream) = UnixStream::from_std(stream)
             {
                 say(&stream).await;
+                refused = true;
             }
         }
         *self = Self::new();
+        if !refused {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
     }
 }
 

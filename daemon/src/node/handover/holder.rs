@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
-use super::{Files, Kept, SERVES, greets, hear, listen, send_all, socket, wait_for_lock};
+use super::{Files, Kept, PAUSE, SERVES, greets, hear, listen, lock, send_all, socket, wait_for_lock};
 use crate::error::{Error, Result};
 use crate::node::{link, supervisor, worker};
 
@@ -19,6 +19,10 @@ pub(super) const LOCK: &str = "holder.lock";
 
 /// How often a holder looks whether the mounts of its files still live, in seconds.
 const LOOK: i64 = 2;
+
+/// After so many looks in a row at which a worker lives, that one serves the files: it had them from its supervisor. A killed worker
+/// does not take as long to be gone.
+const MANY_LOOKS: u32 = 15;
 
 /// What a holder is told.
 #[derive(Serialize, Deserialize)]
@@ -123,7 +127,7 @@ pub(super) fn hold(link: &OwnedFd) -> io::Result<()> {
         Ok(Some((ToHolder::Given, _))) => {}
         Ok(Some(_)) => return Ok(()),
         // The worker was killed in the middle of it. Whoever has some files must not think that more will come.
-        Ok(None) | Err(_) => stream.shutdown(std::net::Shutdown::Both)?,
+        Ok(None) | Err(_) => drop(stream.shutdown(std::net::Shutdown::Both)),
     }
     if hear(&stream) == Some(SERVES) {
         return Ok(());
@@ -133,33 +137,43 @@ pub(super) fn hold(link: &OwnedFd) -> io::Result<()> {
         files = files.len(),
         "the daemon that was to take over has ended before it served; readers wait until another one is started"
     );
-    give_to_next(&run_dir, &files)
-}
-
-/// Gives the files to whoever asks for them, until somebody serves them or their mounts have gone.
-fn give_to_next(run_dir: &Path, files: &Files) -> io::Result<()> {
-    while let Some(stream) = next(run_dir, files)? {
-        let known = greets(&stream);
-        let sent = send_all(&stream, files);
-        if sent.is_ok() && (!known || hear(&stream) == Some(SERVES)) {
-            return Ok(());
-        }
-        tracing::warn!("a daemon that was to take over has gone; the next one is waited for");
-    }
+    give_to_next(&run_dir, &files);
     Ok(())
 }
 
-/// The next one who asks; none when there is nothing to keep any more.
-fn next(run_dir: &Path, files: &Files) -> io::Result<Option<UnixStream>> {
-    let listener = listen(run_dir)?;
-    let mut found = None;
-    while found.is_none() && files.iter().any(|(name, file)| name != worker::CONTROL && !supervisor::is_dead(file)) {
-        let mut asked = [PollFd::new(&listener, PollFlags::IN)];
-        let period = Timespec { tv_sec: LOOK, tv_nsec: 0 };
-        if rustix::io::retry_on_intr(|| poll(&mut asked, Some(&period)))? > 0 {
-            found = Some(listener.accept()?.0);
+/// Gives the files to whoever asks for them, until somebody serves them or their mounts have gone.
+fn give_to_next(run_dir: &Path, files: &Files) {
+    let mut served_elsewhere = 0;
+    let lives = |(name, file): (&String, &OwnedFd)| name != worker::CONTROL && !supervisor::is_dead(file);
+    while served_elsewhere < MANY_LOOKS && files.iter().any(lives) {
+        // No error may end this process: its files would go with it.
+        match next(run_dir) {
+            Ok(Some(stream)) => {
+                let known = greets(&stream);
+                let sent = send_all(&stream, files);
+                if sent.is_ok() && (!known || hear(&stream) == Some(SERVES)) {
+                    return;
+                }
+                tracing::warn!("a daemon that was to take over has gone; the next one is waited for");
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(%error, "a daemon that is to take over cannot be waited for; trying again");
+                std::thread::sleep(PAUSE);
+            }
         }
+        let somebody_serves = lock(run_dir, "worker.lock").is_ok_and(|free| free.is_none());
+        served_elsewhere = if somebody_serves { served_elsewhere + 1 } else { 0 };
     }
+}
+
+/// The next one who asks within [`LOOK`].
+fn next(run_dir: &Path) -> io::Result<Option<UnixStream>> {
+    let listener = listen(run_dir)?;
+    let mut asked = [PollFd::new(&listener, PollFlags::IN)];
+    let period = Timespec { tv_sec: LOOK, tv_nsec: 0 };
+    let found = rustix::io::retry_on_intr(|| poll(&mut asked, Some(&period)))? > 0;
+    let stream = if found { Some(listener.accept()?.0) } else { None };
     let _ = std::fs::remove_file(socket(run_dir));
-    Ok(found)
+    Ok(stream)
 }

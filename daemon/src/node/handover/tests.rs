@@ -43,7 +43,7 @@ fn files_go_from_one_to_the_other() {
         let (files, path) = (kept(), dir.path());
         let worker = lock_worker(path).unwrap();
         thread::scope(|scope| {
-            scope.spawn(|| give(path, || copies(&files), |stream, files| hold(path, stream, files)).unwrap());
+            scope.spawn(|| give(path, || copies(&files), |stream, files| hold(path, stream, files)));
             let given = take(path).unwrap();
             assert_kept(&given);
             say_served(&given.from.unwrap());
@@ -61,7 +61,7 @@ fn what_a_killed_daemon_was_given_goes_to_the_next() {
     let worker = lock_worker(path).unwrap();
     thread::scope(|scope| {
         scope.spawn(|| {
-            give(path, || copies(&files), |stream, files| thread_holds(path, stream, files)).unwrap();
+            give(path, || copies(&files), |stream, files| thread_holds(path, stream, files));
         });
         // Killed when it has all: all of its files are closed.
         drop(take(path).unwrap());
@@ -160,7 +160,7 @@ fn a_daemon_that_is_to_end_hands_over_to_the_next_and_the_one_after_it() {
     };
     thread::scope(|scope| {
         scope.spawn(|| {
-            give(path, || copies(&files), |stream, files| thread_holds(path, stream, files)).unwrap();
+            give(path, || copies(&files), |stream, files| thread_holds(path, stream, files));
             drop(worker);
             ending.lock().unwrap().take();
         });

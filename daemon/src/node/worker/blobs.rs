@@ -131,6 +131,15 @@ impl Slots {
         }
     }
 
+    /// It has not, and may be at the next read.
+    pub(super) fn not_opened(&self, number: u32, blob: BlobIndex) {
+        let slot = self.get(number);
+        let copies = slot.as_ref().and_then(|slot| Some(&slot.served.get()?.copies));
+        if let Some(copy) = copies.and_then(|copies| copies.get(usize::from(blob.0))) {
+            copy.asked.store(false, Ordering::Relaxed);
+        }
+    }
+
     pub(super) fn remove(&self, number: u32) {
         self.write().remove(&number);
     }

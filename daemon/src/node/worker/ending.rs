@@ -167,7 +167,7 @@ impl Worker {
     async fn taken_over(self: Arc<Self>) {
         let worker = Arc::clone(&self);
         let given = tokio::task::spawn_blocking(move || worker.keeper.hand_over(&worker.config.run_dir)).await;
-        if let Err(error) = given.map_err(io::Error::other).and_then(|given| given) {
+        if let Err(error) = given {
             tracing::error!(%error, "what is mounted is served on, but cannot be taken over");
             std::future::pending::<()>().await;
         }
@@ -271,7 +271,7 @@ fn overlays() -> Vec<(Vec<PathBuf>, PathBuf)> {
 
 /// The lower directories that an overlay's options name. The snapshotter's are links to where an image is mounted, which are read and
 /// not followed further: no file of a mount of ours is looked at.
-fn lower_dirs(options: &[u8]) -> Vec<PathBuf> {
+pub(super) fn lower_dirs(options: &[u8]) -> Vec<PathBuf> {
     let named = options.split(|byte| *byte == b',').find_map(|option| option.strip_prefix(b"lowerdir="));
     let named = named.unwrap_or_default().split(|byte| *byte == b':').filter(|dir| !dir.is_empty());
     let dirs = named.map(table::unescape);

@@ -11,6 +11,7 @@ use lazo_storage::{Tried, Trouble};
 
 use super::Worker;
 use super::image::Image;
+use crate::node::files;
 use crate::node::protocol::{Health, Mode, Served, SourceTrouble, Status, WaitingImage};
 
 /// Most problems, and most images that wait, in one answer: a registry that is away concerns hundreds at once.
@@ -62,12 +63,17 @@ impl Worker {
                 Ok(fs) => waiting.extend(fs.reader().trouble().map(|trouble| waits(image, trouble))),
             }
         }
+        if *self.ready.borrow() && !tables.restoring.is_empty() {
+            failed.push(format!("{} images are still being opened, and reads of them wait", tables.restoring.len()));
+        }
+        drop(tables);
+        failed.extend(files::check_room().err().map(|refusal| refusal.error));
         (failed, waiting)
     }
 
     /// Whether new mounts are made, and all that is mounted can be read.
     pub(super) fn is_ready(&self) -> bool {
-        self.stopping.get().is_none() && !self.leaving.load(Ordering::Relaxed)
+        self.stopping.get().is_none() && !self.leaving.load(Ordering::Relaxed) && files::check_room().is_ok()
     }
 
     /// Tells the service manager how it is, as long as this process lives.

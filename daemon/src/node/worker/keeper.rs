@@ -109,12 +109,12 @@ impl Keeper {
     }
 
     /// Waits for the next supervisor to ask for what is kept, and gives it.
-    pub(super) fn hand_over(&self, run_dir: &Path) -> io::Result<()> {
+    pub(super) fn hand_over(&self, run_dir: &Path) {
         let kept = || {
             let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
             kept.iter().map(|(name, file)| Ok((name.clone(), file.try_clone()?))).collect()
         };
-        handover::give(run_dir, kept, |stream, files| Holder::start(run_dir, stream, files))
+        handover::give(run_dir, kept, |stream, files| Holder::start(run_dir, stream, files));
     }
 
     /// A file need not be kept any more.
@@ -169,9 +169,12 @@ impl Keeper {
         connection: Option<Arc<UnixStream>>,
     ) -> Result<String, String> {
         let (answer, answered) = oneshot::channel();
-        let before = self.upgrade.lock().unwrap_or_else(PoisonError::into_inner).replace(answer);
-        if before.is_some() {
-            return Err("another upgrade is under way".to_owned());
+        {
+            let mut waiting = self.upgrade.lock().unwrap_or_else(PoisonError::into_inner);
+            if waiting.is_some() {
+                return Err("another upgrade is under way".to_owned());
+            }
+            *waiting = Some(answer);
         }
         let connection: Vec<_> = connection.iter().map(|connection| connection.as_fd()).collect();
         self.say(&ToSupervisor::Upgrade { program }, &connection).map_err(|error| error.to_string())?;

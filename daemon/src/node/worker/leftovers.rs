@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::ending::lower_dirs;
 use super::state::{ImageRecord, MountRecord, State};
 use crate::error::{Error, Result};
 use crate::kernel::table::{self, Line};
@@ -50,19 +51,24 @@ pub fn take_away(run_dir: &Path) -> Result<Vec<PathBuf>> {
 
 /// FUSE mounts come first: what lies above them may wait for an answer.
 fn orders(run_dir: &Path, lines: &[Line], images: &[ImageRecord], mounts: &[MountRecord]) -> Vec<Order> {
+    let overlays: Vec<Vec<PathBuf>> =
+        lines.iter().filter(|line| line.fs_type == "overlay").map(|line| lower_dirs(&line.options)).collect();
     let fuse = |line: &&Line| line.fs_type == "fuse.lazo";
-    let trees = images.iter().filter_map(|image| {
-        let connection = image.connection?;
-        // The number may be another mount's by now.
-        let device = format!("0:{connection}");
-        let ours = lines.iter().filter(|line| line.device == device).all(|line| fuse(&line));
-        ours.then(|| Order::Abort {
-            path: run_dir.join(IMAGES).join(image.slot.to_string()),
-            connection: Some(connection),
-        })
-    });
     let points: HashSet<&Path> = mounts.iter().map(|mount| mount.mount_point.as_path()).collect();
     let below = |line: &&Line| (line.path.starts_with(run_dir) && line.path != run_dir) || points.contains(&*line.path);
+    let trees = images.iter().filter_map(|image| {
+        let connection = image.connection?;
+        let path = run_dir.join(IMAGES).join(image.slot.to_string());
+        // The number may be another mount's by now, here or in another mount namespace. If nothing of ours has it, what keeps the tree
+        // alive is an overlay of it.
+        let device = format!("0:{connection}");
+        let same: Vec<&Line> = lines.iter().filter(|line| line.device == device).collect();
+        let ours = same.iter().all(|line| fuse(line) && below(line));
+        let own = |mount: &MountRecord| mount.slot == image.slot;
+        let places: HashSet<&Path> = mounts.iter().filter(|mount| own(mount)).map(|m| m.mount_point.as_path()).collect();
+        let used = || overlays.iter().any(|lower| lower.iter().any(|dir| *dir == path || places.contains(&**dir)));
+        (ours && (!same.is_empty() || used())).then(|| Order::Abort { path: path.clone(), connection: Some(connection) })
+    });
     let connections = lines.iter().rev().filter(fuse).filter(below);
     let others = lines.iter().rev().filter(|line| !fuse(line)).filter(below);
     trees

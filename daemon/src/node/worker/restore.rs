@@ -86,6 +86,7 @@ impl Worker {
             while let Some((slot, blob)) = asked.recv().await {
                 // These are the first that can be done without.
                 if files::check_room().is_err() {
+                    worker.slots.not_opened(slot, blob);
                     continue;
                 }
                 let path = worker.blobs_path().join(file_name(slot, blob));
