@@ -459,7 +459,7 @@ mod tests {
             r#"{"image": "x", "mount_point": "/m", "user": 1000}"#,
             r#"{"image": "x"}"#,
             r#"{"image": "x", "mount_point": "/m", "mode": "best"}"#,
-            r#"{"image": "x", "mount_point": "/m", "registry": {"insecure": true}}"#,
+            r#"{"image": "x", "mount_point": "/m", "registry": {"unsafe": true}}"#,
             r#"{"image": "x", "mount_point": "/m", "writable": {"tmpfs": {"sise": 5}}}"#,
         ] {
             assert!(serde_json::from_str::<MountRequest>(wrong).is_err(), "{wrong}");
