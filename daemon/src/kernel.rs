@@ -114,10 +114,12 @@ pub(crate) fn unmount(path: &Path, detach: bool) -> Result<()> {
     }
 }
 
-/// Whether a mount table, of any process, has something mounted at a path, which must have no links in it.
+/// Whether a mount table, of any process, has a device (`MAJOR:MINOR`) mounted at a path that ends like this one, with nothing mounted
+/// over it there.
 #[must_use]
-pub fn is_mounted(table: &[u8], path: &Path) -> bool {
-    table::on_top(table, path).is_some()
+pub fn shows_device(table: &[u8], device: &str, place: &Path) -> bool {
+    let mut there = table::lines(table).filter(|line| line.device == device && line.path.ends_with(place));
+    there.any(|line| table::on_top(table, &line.path).is_some_and(|top| top.device == device))
 }
 
 /// The lazo mount on top at a path, which must have no links in it.
@@ -178,5 +180,20 @@ mod tests {
         assert_eq!(device("/mnt/c"), None, "a tmpfs covers it");
         assert_eq!(device("/sys"), None);
         assert_eq!(device("/mnt"), None);
+    }
+
+    #[test]
+    fn finds_a_device_by_the_end_of_its_path() {
+        for (device, place, expected) in [
+            ("0:51", "a b", true),
+            ("0:51", "mnt/a b", true),
+            ("0:51", "b", false),
+            ("0:52", "mnt/c", false),
+            ("0:53", "mnt/c", true),
+            ("0:5", "mnt/a b", false),
+            ("0:55", "mnt/c", false),
+        ] {
+            assert_eq!(shows_device(TABLE, device, Path::new(place)), expected, "{device} at {place}");
+        }
     }
 }

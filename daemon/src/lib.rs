@@ -30,7 +30,7 @@ mod watch;
 pub use endpoint::{MetricsAddr, bind_unix};
 pub use error::{Error, Result};
 pub use fs::{Attributes, Awaited, Entry, FileSystem, FsError, Ino, ReadPlan, Target, Totals};
-pub use kernel::{Restrictions, check_mount_point, is_mounted, resolve};
+pub use kernel::{Restrictions, check_mount_point, resolve, shows_device};
 pub use private::make_private_dir;
 pub use record::{LiveMount, live_mounts, umount};
 pub use serve::{MountOptions, serve};

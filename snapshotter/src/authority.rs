@@ -80,7 +80,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
             this.output.clear();
             this.taken = 0;
             let step = this.frames.step(&this.input[this.unread.clone()], &mut this.output);
-            let used = step.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            let used = step.map_err(|error| {
+                // Whoever reads the connection drops it without a word.
+                tracing::warn!(%error, "a connection is ended");
+                io::Error::new(io::ErrorKind::InvalidData, error)
+            })?;
             this.unread.start += used;
             if used > 0 {
                 continue;

@@ -16,7 +16,7 @@ use lazo_daemon::make_private_dir;
 use lazo_daemon::node::client::{Client, ClientError};
 use lazo_daemon::node::protocol::{ErrorKind, Mode, MountRequest, SNAPSHOTTER_MOUNTS, SOCKET};
 
-use crate::caller::{Caller, is_seen_here};
+use crate::caller::{Caller, Here, mounted_here};
 use crate::credentials::Credentials;
 
 /// How long to wait for a daemon that is being started, as when all of lazo is started or upgraded at once.
@@ -31,6 +31,9 @@ const CONFIRMED: Duration = Duration::from_secs(2);
 
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// After this time, the daemon has noticed that a mount was ended without it: twice what it lets changes of the mount table settle.
+const NOTICED: Duration = Duration::from_millis(200);
 
 /// After these times, the daemon is asked again to give up blobs that were in use: an image stays in use for some seconds after
 /// its last mount, and longer where another mount namespace has a copy of it.
@@ -105,6 +108,15 @@ pub struct ImageMount<'a> {
     pub direct_io: bool,
 }
 
+/// A mount to be seen to.
+struct Job {
+    id: u64,
+    snapshot: u64,
+    request: MountRequest,
+    /// What messages call the image.
+    image: String,
+}
+
 /// The images that are mounted for containerd.
 #[derive(Clone)]
 pub struct Images {
@@ -174,48 +186,84 @@ impl Images {
             Some(manifest) => format!("{} ({manifest})", mount.image),
             None => mount.image.to_owned(),
         };
-        let (id, snapshot, caller, images) = (mount.id, mount.snapshot, caller.clone(), self.clone());
-        let asking = if self.is_confirmed(mount) { None } else { Some(self.request(mount, &path)?) };
-        let mounting = tokio::task::spawn_blocking(move || {
-            if let Some(request) = asking {
-                patiently(|| mount_once(&images.daemon, &request))?;
-                images.confirm(snapshot);
+        let job = Job { id: mount.id, snapshot: mount.snapshot, request: request(mount, &path), image };
+        let (caller, images) = (caller.clone(), self.clone());
+        let mounting = tokio::task::spawn_blocking(move || images.see_to(&job, &caller));
+        mounting.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
+        Ok(path)
+    }
+
+    fn see_to(&self, job: &Job, caller: &Caller) -> Result<(), ImageError> {
+        let path = &job.request.mount_point;
+        if !self.is_confirmed(job) {
+            self.ask(job)?;
+        }
+        let mut here = mounted_here(path);
+        if here == Here::Absent {
+            // The daemon takes it for mounted; the mount may have been lost just now.
+            std::thread::sleep(NOTICED);
+            self.ask(job)?;
+            here = mounted_here(path);
+        }
+        let who = match here {
+            // The owner of an image's root is looked up here.
+            Here::Absent => Some(format!("lazo's snapshotter (process {})", std::process::id())),
+            // Containers are made by the caller.
+            Here::Device(device) => {
+                let place = Path::new(SNAPSHOTTER_MOUNTS).join(job.id.to_string());
+                caller.blind_to(job.id, device, &place).map(|process| format!("containerd (process {process})"))
             }
-            Ok(blind(&caller, id, &images.path(id)))
-        });
-        match mounting.await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())) {
-            Ok(None) => Ok(path),
-            Ok(Some(who)) => Err(ImageError::Unseen { image, path, who }),
-            Err(source) => Err(match ClientError::kind(&source) {
-                None => ImageError::NoDaemon { image, source },
-                Some(kind) => ImageError::Refused { image, lasting: kind == ErrorKind::Image, source },
-            }),
+            Here::Untold => None,
+        };
+        match who {
+            None => Ok(()),
+            Some(who) => Err(ImageError::Unseen { image: job.image.clone(), path: path.clone(), who }),
         }
     }
 
-    /// An order to mount an image, for which there is a place then.
-    fn request(&self, mount: &ImageMount<'_>, path: &Path) -> Result<MountRequest, ImageError> {
+    /// Has the daemon mount an image unless it is mounted.
+    fn ask(&self, job: &Job) -> Result<(), ImageError> {
+        let path = &job.request.mount_point;
         // The place itself may be the image's root already, whose mode is the image's.
         let place = || fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
         let made = make_private_dir(&self.dir).and_then(|()| place());
-        made.map_err(|source| ImageError::Directory { path: path.to_owned(), source })?;
-        let mut request = MountRequest::new(mount.image.to_owned(), path.to_owned());
-        request.files = Some(mount.files.to_owned());
-        request.also = mount.also.to_vec();
-        request.map = mount.map.map(str::to_owned);
-        if mount.direct_io {
-            request.mode = Mode::Fuse;
+        made.map_err(|source| ImageError::Directory { path: path.clone(), source })?;
+        patiently(|| self.mount_once(&job.request)).map_err(|source| {
+            let image = job.image.clone();
+            match ClientError::kind(&source) {
+                None => ImageError::NoDaemon { image, source },
+                Some(kind) => ImageError::Refused { image, lasting: kind == ErrorKind::Image, source },
+            }
+        })?;
+        self.confirm(job.snapshot);
+        Ok(())
+    }
+
+    /// One that the daemon could not go on serving is mounted anew.
+    fn mount_once(&self, request: &MountRequest) -> Result<(), ClientError> {
+        match self.daemon.mount(request) {
+            Err(error) if error.kind() == Some(ErrorKind::Exists) => Ok(()),
+            Err(error) if error.kind() == Some(ErrorKind::Broken) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "mounting an image again");
+                self.doubt();
+                self.daemon.umount(&request.mount_point, true)?;
+                // The daemon has removed the directory with the mount. Where it cannot be made again, the mount says so.
+                let _ = fs::create_dir_all(&request.mount_point);
+                self.daemon.mount(request).map(drop)
+            }
+            result => result.map(drop),
         }
-        // Containers have what containerd gives them: it mounts what they see, with options of its own.
-        (request.nosuid, request.nodev) = (false, false);
-        Ok(request)
     }
 
     /// Whether the daemon has said just now for this snapshot that the mount is there, and it is.
-    fn is_confirmed(&self, mount: &ImageMount<'_>) -> bool {
-        let confirmed = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner);
-        let word = confirmed.get(&mount.snapshot);
-        word.is_some_and(|when| when.elapsed() < CONFIRMED) && is_seen_here(&self.path(mount.id))
+    fn is_confirmed(&self, job: &Job) -> bool {
+        let word = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).get(&job.snapshot).copied();
+        word.is_some_and(|when| when.elapsed() < CONFIRMED) && mounted_here(&job.request.mount_point) != Here::Absent
+    }
+
+    /// Has the daemon asked for every snapshot again, as a mount ends on which several may lie.
+    fn doubt(&self) {
+        self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     fn confirm(&self, snapshot: u64) {
@@ -253,6 +301,7 @@ impl Images {
 
     /// Ends an image's mount. Containers that run on it keep it until they end.
     pub async fn unmount(&self, id: u64) {
+        self.doubt();
         let (daemon, path) = (self.daemon.clone(), self.path(id));
         let ended = tokio::task::spawn_blocking(move || {
             match daemon.umount(&path, true) {
@@ -326,27 +375,18 @@ impl Images {
     }
 }
 
-/// Who does not see a mount that has to. The owner of an image's root is looked up here, and containers are made by the caller.
-fn blind(caller: &Caller, id: u64, path: &Path) -> Option<String> {
-    if !is_seen_here(path) {
-        return Some(format!("lazo's snapshotter (process {})", std::process::id()));
+/// An order to mount an image at a path.
+fn request(mount: &ImageMount<'_>, path: &Path) -> MountRequest {
+    let mut request = MountRequest::new(mount.image.to_owned(), path.to_owned());
+    request.files = Some(mount.files.to_owned());
+    request.also = mount.also.to_vec();
+    request.map = mount.map.map(str::to_owned);
+    if mount.direct_io {
+        request.mode = Mode::Fuse;
     }
-    caller.blind_to(id, path).map(|process| format!("containerd (process {process})"))
-}
-
-/// Mounts an image unless it is mounted; one that the daemon could not go on serving is mounted anew.
-fn mount_once(daemon: &Client, request: &MountRequest) -> Result<(), ClientError> {
-    match daemon.mount(request) {
-        Err(error) if error.kind() == Some(ErrorKind::Exists) => Ok(()),
-        Err(error) if error.kind() == Some(ErrorKind::Broken) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "mounting an image again");
-            daemon.umount(&request.mount_point, true)?;
-            // The daemon has removed the directory with the mount. Where it cannot be made again, the mount says so.
-            let _ = fs::create_dir_all(&request.mount_point);
-            daemon.mount(request).map(drop)
-        }
-        result => result.map(drop),
-    }
+    // Containers have what containerd gives them: it mounts what they see, with options of its own.
+    (request.nosuid, request.nodev) = (false, false);
+    request
 }
 
 /// Waits for a daemon that nobody has started yet.

@@ -20,6 +20,10 @@ pub(super) const MAX_INPUT: usize = HEAD + MAX_PAYLOAD;
 /// Longest header block in all of its frames, bytes. The servers here refuse requests with more than 16 KiB of fields.
 const MAX_BLOCK: usize = 64 << 10;
 
+/// Most frames of a header block, which may be without content: four times as many as [`MAX_BLOCK`] fills, and what
+/// [`Frames::finish`] writes is fewer too.
+const MAX_FRAMES: usize = 16;
+
 const HEADERS: u8 = 1;
 const PUSH_PROMISE: u8 = 5;
 const CONTINUATION: u8 = 9;
@@ -46,6 +50,7 @@ pub(super) struct Frames {
 struct Block {
     stream: [u8; 4],
     end_stream: u8,
+    frames: usize,
     bytes: Vec<u8>,
 }
 
@@ -98,12 +103,17 @@ impl Frames {
         }
         let Some(payload) = rest.get(..length) else { return Ok(0) };
         let fragment = if kind == HEADERS { fragment(payload, flags)? } else { payload };
-        let block = self.block.get_or_insert(Block { stream, end_stream: flags & END_STREAM, bytes: Vec::new() });
+        let begun = || Block { stream, end_stream: flags & END_STREAM, frames: 0, bytes: Vec::new() };
+        let block = self.block.get_or_insert_with(begun);
         if block.stream != stream {
             return Err(Malformed("a header block goes on in another stream"));
         }
         if block.bytes.len() + fragment.len() > MAX_BLOCK {
             return Err(Malformed("a header block is too long"));
+        }
+        block.frames += 1;
+        if block.frames > MAX_FRAMES {
+            return Err(Malformed("a header block is in too many frames"));
         }
         block.bytes.extend_from_slice(fragment);
         if flags & END_HEADERS != 0

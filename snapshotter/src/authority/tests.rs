@@ -1,5 +1,8 @@
 //! Blocks of RFC 7541, crafted connections, and a real client and server with the filter between them.
 
+use std::io;
+use std::sync::{Arc, Mutex};
+
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -164,10 +167,14 @@ fn padding_priority_and_continuations() {
 fn what_is_out_of_bounds_ends_the_connection() {
     let large = [&[0x40, 1, b'n', 0x7f, 0xa1, 0x1e], &[b'v'; 4000][..]].concat();
     assert!(rewritten(&connection(&[frame(1, 4, 1, &large)])).is_some());
+    let parts = [frame(1, 0, 1, &[0x82]), frame(9, 0, 1, &[]).repeat(14), frame(9, 4, 1, &[])];
+    assert!(rewritten(&connection(&parts)).is_some());
     let bomb = [&large[..], &[0xbe; 17]].concat();
     for (what, frames) in [
         ("few bytes that stand for many", vec![frame(1, 4, 1, &bomb)]),
         ("a long block", vec![[frame(1, 0, 1, &[]), frame(9, 0, 1, &[0x82; 1 << 14]).repeat(5)].concat()]),
+        ("a block in many frames", vec![frame(1, 0, 1, &[0x82]), frame(9, 0, 1, &[]).repeat(15), frame(9, 4, 1, &[])]),
+        ("a block without an end", vec![frame(1, 0, 1, &[0x82]), frame(9, 0, 1, &[]).repeat(16)]),
         ("a long frame", vec![frame(1, 4, 1, &[0x82; (1 << 14) + 1])]),
         ("a field of no table", vec![frame(1, 4, 1, &[0xbe])]),
         ("a field without a number", vec![frame(1, 4, 1, &[0x80])]),
@@ -205,6 +212,33 @@ async fn pieces_of_a_stream() {
         writing.await.unwrap().unwrap();
         assert!(got == expected, "{room}");
     }
+}
+
+/// Writes into memory.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        io::Write::write(&mut *self.0.lock().unwrap(), bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn the_log_says_why_a_connection_is_ended() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+    let _default = tracing::subscriber::set_default(subscriber);
+    let sent = connection(&[frame(5, 4, 1, &[0, 0, 0, 2, 0x82])]);
+    let error = Connection::new(&sent[..]).read_to_end(&mut Vec::new()).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    let said = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert!(said.contains("WARN") && said.contains("it sends a promise"), "{said}");
 }
 
 /// Header values with all bytes that can be in them, often enough for the client's table to be filled and emptied.

@@ -6,11 +6,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lazo_format::{BlobRecord, ChunkIndex, Digest, IndexContents, encode_index};
-use rustix::mount::{UnmountFlags, unmount};
 use serde_json::json;
 use tonic::{Code, Status};
 
 use crate::support::{Calls, Daemon, Labels, Mounted, Scratch, Served, read, refused, write};
+
+mod seen;
 
 const REF: &str = "containerd.io/snapshot.ref";
 const BLOB: &str = "containerd.io/snapshot/lazo.blob";
@@ -56,7 +57,11 @@ fn index(blobs: &[String]) -> Vec<u8> {
 
 /// A service whose daemon has an image with one file.
 pub(crate) async fn start() -> (Served, Daemon) {
-    let scratch = Arc::new(Scratch::new());
+    start_in(Scratch::new()).await
+}
+
+async fn start_in(scratch: Scratch) -> (Served, Daemon) {
+    let scratch = Arc::new(scratch);
     let image = scratch.work("image");
     write(&image, "file", "from the image");
     chown(&image, Some(11), Some(12)).unwrap();
@@ -474,24 +479,4 @@ async fn an_image_for_direct_io_is_a_fuse_tree() {
         assert_eq!(asked[number]["mode"], json!(mode), "{more:?}");
         assert_eq!((&asked[number]["nosuid"], &asked[number]["nodev"]), (&json!(false), &json!(false)));
     }
-}
-
-/// containerd asks for a container's mounts two or three times.
-#[tokio::test]
-async fn the_daemons_word_is_good_for_a_start() {
-    let (served, daemon) = start().await;
-    let calls = served.calls();
-    let image = pull(&calls, &served.scratch, "default").await;
-    let mounts = calls.prepare("default/9/container", &image, &[]).await.unwrap();
-    let before = daemon.asked("POST /v1/mounts").len();
-    for _ in 0..20 {
-        assert_eq!(calls.mounts("default/9/container").await.unwrap(), mounts);
-    }
-    let asked = daemon.asked("POST /v1/mounts").len();
-    assert!(asked < before + 20, "it was asked {asked} times");
-    // Not that of a mount that is gone.
-    unmount(&daemon.mounts()[0], UnmountFlags::DETACH).unwrap();
-    let error = refused(calls.mounts("default/9/container").await, Code::FailedPrecondition);
-    assert!(error.contains("does not see the mount"), "{error}");
-    assert!(daemon.asked("POST /v1/mounts").len() > asked);
 }

@@ -1,6 +1,6 @@
 //! containerd, the snapshotter and the daemon in different mount namespaces.
 
-use std::{fs, process::Output};
+use std::{fs, path::PathBuf, process::Output};
 
 use crate::support::{
     Scratch,
@@ -17,6 +17,13 @@ fn refusal(output: &Output) -> String {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success(), "it started: {said}");
     said
+}
+
+/// Where the only image is mounted.
+fn image_mount(scratch: &Scratch) -> PathBuf {
+    let entries = fs::read_dir(scratch.join("run/containerd")).expect("images' mounts").flatten();
+    let [only] = <[_; 1]>::try_from(entries.collect::<Vec<_>>()).expect("one image");
+    only.path()
 }
 
 #[test]
@@ -58,6 +65,11 @@ fn mounts_that_are_not_seen_are_not_given_to_containers() {
     site.containerd_in(&shared);
     site.start_containerd();
     for _ in 0..2 {
+        assert_eq!(site.run_ok("lazo", &lazo, "cat /etc/says"), "hello\n");
+    }
+    // A mount that was lost is made again, and containerd sees the new one.
+    for _ in 0..2 {
+        run("umount", ["-l", image_mount(&scratch).to_str().expect("a plain path")]);
         assert_eq!(site.run_ok("lazo", &lazo, "cat /etc/says"), "hello\n");
     }
     for image in [&lazo, &plain] {

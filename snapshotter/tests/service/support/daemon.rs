@@ -24,6 +24,8 @@ struct State {
     asked: Vec<(String, Value)>,
     mounts: BTreeSet<PathBuf>,
     refusal: Option<(u16, Value)>,
+    /// Mounts that others have ended go unnoticed.
+    insists: bool,
 }
 
 pub(crate) struct Daemon {
@@ -87,6 +89,11 @@ impl Daemon {
         self.state.lock().unwrap().refusal = refusal;
     }
 
+    /// Takes for mounted from now on what it has mounted once.
+    pub(crate) fn insist(&self) {
+        self.state.lock().unwrap().insists = true;
+    }
+
     /// Has mounts wait, or go on.
     pub(crate) fn hold(&self, hold: bool) {
         self.open.send_replace(!hold);
@@ -136,6 +143,10 @@ impl State {
             return refusal.clone();
         }
         if !self.mounts.insert(point.to_owned()) {
+            // Like the real one, it notices a little later that a mount is lost.
+            if !self.insists && !is_mounted(point) {
+                self.mounts.remove(point);
+            }
             return (409, json!({"error": "something is mounted there", "kind": "exists"}));
         }
         fs::create_dir_all(point).unwrap();
@@ -147,10 +158,18 @@ impl State {
     }
 
     fn unmount(&mut self, point: &Path) -> (u16, Value) {
+        // What cannot be served any more ends with its mount.
+        self.refusal.take_if(|(_, answer)| answer["kind"] == "broken");
         if !self.mounts.remove(point) {
             return (404, json!({"error": "nothing is mounted there", "kind": "not_found"}));
         }
         unmount(point, UnmountFlags::DETACH).unwrap();
         (200, Value::Null)
     }
+}
+
+fn is_mounted(point: &Path) -> bool {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let real = fs::canonicalize(point).unwrap();
+    table.lines().any(|line| line.split(' ').nth(4).is_some_and(|path| Path::new(path) == real))
 }
