@@ -40,9 +40,40 @@ struct State {
     /// The first chunk that has not passed.
     next: u32,
     joined: Vec<Joined>,
-    /// Something that passed was of use.
+    /// Something that passed was of use, or what has joined is better asked for elsewhere: that is done without a pause.
     brought: bool,
+    came: Option<Came>,
     ended: bool,
+}
+
+/// How far an answer came, and when.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Came {
+    /// The place in the blob that follows its last byte.
+    end: u64,
+    when: Instant,
+}
+
+/// When a request's answers last got further.
+#[derive(Debug)]
+pub(super) struct Progress {
+    pub(super) last: Instant,
+    /// As far as any whole answer came. One that breaks off there again and again is no progress.
+    furthest: u64,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        Self { last: Instant::now(), furthest: 0 }
+    }
+
+    /// A whole answer has ended. What passes before the bytes that are wanted shows that it was on its way to them.
+    pub(super) fn whole_answer(&mut self, came: Option<Came>) {
+        if let Some(came) = came.filter(|came| came.end > self.furthest) {
+            self.furthest = came.end;
+            self.last = self.last.max(came.when);
+        }
+    }
 }
 
 /// What becomes of a request that is to join an answer.
@@ -59,6 +90,7 @@ pub(super) struct Back {
     pub(super) request: Request,
     /// It was of use to somebody.
     pub(super) brought: bool,
+    pub(super) came: Option<Came>,
 }
 
 /// A request that is not made, as what it wants is on its way.
@@ -120,14 +152,14 @@ impl Drop for Lead<'_> {
         if let Some((sweeps, blob)) = self.listed {
             sweeps.lock().remove(&blob);
         }
-        let (joined, brought) = {
+        let (joined, brought, came) = {
             let mut state = self.sweep.state();
             state.ended = true;
-            (std::mem::take(&mut state.joined), state.brought)
+            (std::mem::take(&mut state.joined), state.brought, state.came)
         };
         for Joined { request, back } in joined {
             // Nobody waits for it when its reader has gone.
-            let _ = back.send(Back { request, brought });
+            let _ = back.send(Back { request, brought, came });
         }
     }
 }
@@ -164,13 +196,13 @@ pub(super) struct Swept {
     pub(super) ended: Option<Result<(), SourceError>>,
     /// Something of it was of use.
     pub(super) brought: bool,
+    pub(super) came: Option<Came>,
     pub(super) too_slow: bool,
 }
 
 impl Fetcher {
-    /// Waits for a whole answer that is under way and has what a request wants. `None` if it brought all of it. `progress` is when something
-    /// last came.
-    pub(super) async fn ride_along(&self, mut request: Request, progress: &mut Instant) -> Option<Request> {
+    /// Waits for a whole answer that is under way and has what a request wants. `None` if it brought all of it.
+    pub(super) async fn ride_along(&self, mut request: Request, progress: &mut Progress) -> Option<Request> {
         loop {
             let record = request.blob().record();
             // Those that heed ranges are asked as soon as they can be.
@@ -181,9 +213,7 @@ impl Fetcher {
                 Joining::Alone(request) => return Some(request),
                 Joining::Waiting(waiting) => {
                     let back = waiting.await.ok()?;
-                    if back.brought {
-                        *progress = Instant::now();
-                    }
+                    progress.whole_answer(back.came);
                     request = back.request;
                 }
             }
@@ -197,7 +227,7 @@ impl Fetcher {
         let mut waiting = match lead.sweep.join(request) {
             Joining::Waiting(waiting) => waiting,
             Joining::Alone(left) => {
-                return Swept { left: Some(left), ended: Some(Ok(())), brought: false, too_slow: false };
+                return Swept { left: Some(left), ended: Some(Ok(())), brought: false, came: None, too_slow: false };
             }
         };
         let ended = self.take_apart(&blob, &mut body, &lead.sweep).await;
@@ -205,9 +235,12 @@ impl Fetcher {
         if matches!(ended, Some(Ok(()))) {
             body.finish();
         }
-        let brought = lead.sweep.state().brought;
+        let (brought, came) = {
+            let state = lead.sweep.state();
+            (state.brought, state.came)
+        };
         drop(lead);
-        Swept { left: waiting.try_recv().ok().map(|back| back.request), ended, brought, too_slow }
+        Swept { left: waiting.try_recv().ok().map(|back| back.request), ended, brought, came, too_slow }
     }
 
     async fn take_apart(
@@ -226,7 +259,7 @@ impl Fetcher {
             let mut stored = BytesMut::with_capacity(usize::try_from(place.end - place.start).unwrap_or(0));
             while stream.at < place.end {
                 if stream.piece.is_empty() {
-                    match self.next_piece(body, sweep).await? {
+                    match self.next_piece(body, sweep, &mut stream).await? {
                         Ok(Some(piece)) => stream.piece = piece,
                         Ok(None) => return Some(Ok(())),
                         Err(error) => return Some(Err(error)),
@@ -251,12 +284,21 @@ impl Fetcher {
         }
     }
 
-    async fn next_piece(&self, body: &mut Body, sweep: &Sweep) -> Option<Result<Option<Bytes>, SourceError>> {
+    /// The next piece of the answer; none after its last one.
+    async fn next_piece(
+        &self,
+        body: &mut Body,
+        sweep: &Sweep,
+        stream: &mut Stream,
+    ) -> Option<Result<Option<Bytes>, SourceError>> {
         let wanted = sweep.is_joined().1;
         body.set_urgency(if wanted { Urgency::Waiting } else { Urgency::Ahead });
         let since = Instant::now();
         let piece = self.unless_stopped(body.next()).await?;
         let bytes = piece.as_ref().ok().and_then(Option::as_ref).map_or(0, Bytes::len);
+        if bytes > 0 {
+            sweep.state().came = Some(Came { end: stream.at + bytes as u64, when: Instant::now() });
+        }
         for slow in sweep.count(since.elapsed(), bytes, self.grace()) {
             self.fail(slow.request, TooSlow(LEAST_WANTED).into());
         }

@@ -3,6 +3,7 @@
 use tokio::sync::Semaphore;
 
 use super::*;
+use crate::cache::Limit;
 use crate::source::Answer;
 
 /// A source that answers with the whole blob as long as it is told to, and counts what it sends.
@@ -264,4 +265,31 @@ async fn wrong_bytes_and_wrong_lengths_of_whole_answers_reach_nobody() {
             reader.metrics.source_errors.get("whole", "bad_answer").get() > 0
         })
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_breaks_off_after_a_long_time_is_followed_by_another_sources() {
+    // Nothing of what passes is of use, as the cache does not keep the blob; and it takes longer than an outage may last.
+    let image = Image::new(300);
+    let (whole, ranges) = (Whole::new(&image, 1), image.registry());
+    *whole.cut.lock().unwrap() = Some(image.blob.len() - PIECE);
+    whole.hold();
+    let sources: Vec<Arc<dyn BlobSource>> = vec![whole.clone(), ranges.clone()];
+    let options = CacheOptions { limit: Limit::Bytes(1 << 20), ..CacheOptions::default() };
+    let cache = Cache::open(&image.state(), options, Arc::default()).unwrap();
+    let mut parts = Parts::new(image.index(), sources.clone(), cache, Handle::current());
+    let policy = Policy { outage_limit: OUTAGE_LIMIT, ..Policy::default() };
+    parts.upstream = Upstream::new(sources, policy, Arc::clone(&parts.metrics));
+    let process = Process { image: &image, reader: Arc::new(Reader::new(parts)) };
+    let pieces = image.blob.len().div_ceil(PIECE);
+    let drip = async {
+        for _ in 0..pieces {
+            tokio::time::sleep(OUTAGE_LIMIT * 2 / u32::try_from(pieces).unwrap()).await;
+            whole.pieces.add_permits(1);
+        }
+    };
+    let (read, ()) = tokio::join!(process.read_chunk(299), drip);
+    read.unwrap();
+    assert_eq!((whole.begun(), whole.taken()), (1, image.blob.len() - PIECE));
+    assert!(!ranges.requests().is_empty());
 }
