@@ -315,6 +315,14 @@ impl Fetcher {
         source: SourceId,
     ) -> Option<bool> {
         let length = bytes.len() as u64;
+        // While the chunk has not passed and is in nobody's charge, so that a reader that wants it meanwhile joins and goes on at once.
+        if !sweep.is_joined().0 && self.keeps(blob) && blob.is_absent(chunk) {
+            tokio::select! {
+                admitted = self.unless_stopped(self.rate.admit(length)) => admitted?,
+                // What somebody wants is not held up.
+                () = sweep.news.notified() => {}
+            }
+        }
         if let Some(mut joined) = sweep.pass(chunk) {
             self.metrics.fetched_bytes[joined.request.priority()].inc_by(length);
             joined.request.begin_anew(source);
@@ -329,13 +337,6 @@ impl Fetcher {
             return Some(false);
         }
         let Some(claim) = blob.claim_absent(chunk..chunk + 1).pop() else { return Some(false) };
-        if !sweep.is_joined().0 {
-            tokio::select! {
-                admitted = self.unless_stopped(self.rate.admit(length)) => admitted?,
-                // What somebody wants is not held up.
-                () = sweep.news.notified() => {}
-            }
-        }
         self.keep(claim, bytes, source).await;
         Some(true)
     }

@@ -191,6 +191,10 @@ async fn the_bound_on_what_nobody_waits_for_holds_up_no_reader() {
     process.read_chunk(100).await.unwrap();
     process.read_chunk(200).await.unwrap();
     process.read_chunk(50).await.unwrap();
+    // One of these is the chunk that is held up just then.
+    for chunk in 200..240 {
+        tokio::time::timeout(PATIENCE, process.read_chunk(chunk)).await.expect("a reader is not held up").unwrap();
+    }
     assert_eq!(source.begun(), 1);
     assert!(source.taken() < image.blob.len(), "nobody has asked for the rest");
 }
