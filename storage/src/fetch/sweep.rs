@@ -220,7 +220,8 @@ impl Fetcher {
         }
     }
 
-    /// Takes apart a whole blob that is the answer to a request. Goes on to its end as long as the cache takes what passes.
+    /// Takes apart a whole blob that is the answer to a request. Goes on as long as somebody has joined it; and if others can join it,
+    /// as long as what is to come of it is not in the cache and can be kept there.
     pub(super) async fn sweep(self: &Arc<Self>, request: Request, mut body: Body, lead: Option<Lead<'_>>) -> Swept {
         let blob = Arc::clone(request.blob());
         let lead = lead.unwrap_or_else(|| Lead { sweep: Arc::default(), listed: None });
@@ -230,7 +231,7 @@ impl Fetcher {
                 return Swept { left: Some(left), ended: Some(Ok(())), brought: false, came: None, too_slow: false };
             }
         };
-        let ended = self.take_apart(&blob, &mut body, &lead.sweep).await;
+        let ended = self.take_apart(&blob, &mut body, &lead).await;
         let too_slow = body.was_too_slow();
         if matches!(ended, Some(Ok(()))) {
             body.finish();
@@ -247,13 +248,16 @@ impl Fetcher {
         self: &Arc<Self>,
         blob: &Arc<Blob>,
         body: &mut Body,
-        sweep: &Sweep,
+        lead: &Lead<'_>,
     ) -> Option<Result<(), SourceError>> {
+        let sweep = &*lead.sweep;
         let (mut stream, record) = (Stream { at: 0, piece: Bytes::new() }, blob.record());
+        let mut missing = Missing { blob, next: record.first_chunk.0 };
         for chunk in record.chunks() {
             // Those for whom the index is damaged are told when they ask for themselves.
             let Ok(place) = blob.chunk(chunk).map(|record| record.compressed_range()) else { return Some(Ok(())) };
-            if !sweep.is_joined().0 && !self.keeps(blob) {
+            let mut is_kept = || lead.listed.is_some() && self.keeps(blob) && missing.is_any_from(chunk);
+            if !sweep.is_joined().0 && !is_kept() {
                 return Some(Ok(()));
             }
             let mut stored = BytesMut::with_capacity(usize::try_from(place.end - place.start).unwrap_or(0));
@@ -355,6 +359,22 @@ impl Fetcher {
     /// Whether what passes of a blob is kept, though nobody has asked for it.
     fn keeps(&self, blob: &Blob) -> bool {
         blob.has_room() && blob.fits()
+    }
+}
+
+/// The first chunk of a blob that is not in the cache, as far as was looked.
+struct Missing<'a> {
+    blob: &'a Blob,
+    next: u32,
+}
+
+impl Missing<'_> {
+    /// Whether a chunk is missing, of those from one on. All calls together look at each chunk once, and at one again for each call.
+    fn is_any_from(&mut self, chunk: u32) -> bool {
+        let mut rest = self.next.max(chunk)..self.blob.record().chunks().end;
+        // One that is on its way counts: whoever asked for it may be about to join.
+        self.next = rest.find(|chunk| !self.blob.is_present(*chunk)).unwrap_or(rest.end);
+        self.next < rest.end
     }
 }
 

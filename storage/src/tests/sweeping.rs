@@ -4,6 +4,7 @@ use tokio::sync::Semaphore;
 
 use super::*;
 use crate::cache::Limit;
+use crate::metrics::Priority;
 use crate::source::Answer;
 
 /// A source that answers with the whole blob as long as it is told to, and counts what it sends.
@@ -296,4 +297,17 @@ async fn an_answer_that_breaks_off_after_a_long_time_is_followed_by_another_sour
     read.unwrap();
     assert_eq!((whole.begun(), whole.taken()), (1, image.blob.len() - PIECE));
     assert!(!ranges.requests().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_answer_ends_when_nothing_is_left_to_come() {
+    let image = Image::new(300);
+    let source = Whole::new(&image, 0);
+    let process = image.process_of(vec![source.clone()]);
+    process.read(100 * CHUNK..300 * CHUNK).await.unwrap();
+    *source.whole.lock().unwrap() = 1;
+    process.read_chunk(20).await.unwrap();
+    process.until("the answer ends", |reader| reader.metrics.in_flight_requests[Priority::Demand].get() == 0).await;
+    assert_eq!(source.begun(), 1);
+    assert!(source.taken() < image.blob.len() / 2, "{} bytes", source.taken());
 }
