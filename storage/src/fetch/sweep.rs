@@ -23,6 +23,9 @@ use crate::source::SourceError;
 use crate::upstream::pace::{LEAST_WANTED, TooSlow};
 use crate::upstream::{Body, SourceId, Urgency};
 
+/// Between two looks whether another source could send just what readers wait for: as long as a body may stall while there is one.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Those that can be joined: one a blob.
 #[derive(Debug, Default)]
 pub(super) struct Sweeps(Mutex<HashMap<Digest, Arc<Sweep>>>);
@@ -251,7 +254,7 @@ impl Fetcher {
         lead: &Lead<'_>,
     ) -> Option<Result<(), SourceError>> {
         let sweep = &*lead.sweep;
-        let (mut stream, record) = (Stream { at: 0, piece: Bytes::new() }, blob.record());
+        let (mut stream, record) = (Stream { at: 0, piece: Bytes::new(), look: Instant::now() + LOOK }, blob.record());
         let mut missing = Missing { blob, next: record.first_chunk.0 };
         for chunk in record.chunks() {
             // Those for whom the index is damaged are told when they ask for themselves.
@@ -263,7 +266,7 @@ impl Fetcher {
             let mut stored = BytesMut::with_capacity(usize::try_from(place.end - place.start).unwrap_or(0));
             while stream.at < place.end {
                 if stream.piece.is_empty() {
-                    match self.next_piece(body, sweep, &mut stream).await? {
+                    match self.next_piece(blob, body, sweep, &mut stream).await? {
                         Ok(Some(piece)) => stream.piece = piece,
                         Ok(None) => return Some(Ok(())),
                         Err(error) => return Some(Err(error)),
@@ -288,14 +291,23 @@ impl Fetcher {
         }
     }
 
-    /// The next piece of the answer; none after its last one.
+    /// The next piece of the answer; none after its last one, and when readers would do better without it.
     async fn next_piece(
         &self,
+        blob: &Blob,
         body: &mut Body,
         sweep: &Sweep,
         stream: &mut Stream,
     ) -> Option<Result<Option<Bytes>, SourceError>> {
         let wanted = sweep.is_joined().1;
+        if wanted && stream.look <= Instant::now() {
+            stream.look = Instant::now() + LOOK;
+            if self.upstream.heeds_elsewhere(body.source(), blob.record()) {
+                tracing::debug!(blob = %blob.record().digest, "a whole answer is left for a source that heeds ranges");
+                sweep.state().brought = true;
+                return Some(Ok(None));
+            }
+        }
         body.set_urgency(if wanted { Urgency::Waiting } else { Urgency::Ahead });
         let since = Instant::now();
         let piece = self.unless_stopped(body.next()).await?;
@@ -383,6 +395,8 @@ struct Stream {
     /// Place of the next one.
     at: u64,
     piece: Bytes,
+    /// When to look next for a better source.
+    look: Instant,
 }
 
 impl Stream {

@@ -311,3 +311,23 @@ async fn a_whole_answer_ends_when_nothing_is_left_to_come() {
     assert_eq!(source.begun(), 1);
     assert!(source.taken() < image.blob.len() / 2, "{} bytes", source.taken());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_leave_a_whole_answer_for_a_source_that_heeds_ranges() {
+    let image = Image::new(300);
+    let (whole, ranges) = (Whole::new(&image, usize::MAX), image.registry());
+    whole.hold();
+    let process = image.process_of(vec![whole.clone()]);
+    let (read, ()) = tokio::join!(process.read_chunk(299), async {
+        process.until_it_comes(&whole).await;
+        process.reader.upstream().add(vec![ranges.clone()]);
+        // Slow, but it neither stalls nor is it slower than a reader can bear.
+        while ranges.requests().is_empty() && whole.taken() < image.blob.len() {
+            whole.pieces.add_permits(1);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    read.unwrap();
+    assert!(!ranges.requests().is_empty());
+    assert!(whole.taken() < image.blob.len(), "and the rest of it is not waited for");
+}
