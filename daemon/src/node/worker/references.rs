@@ -246,7 +246,8 @@ mod tests {
     use lazo_storage::metrics::Metrics;
 
     use super::*;
-    use crate::node::protocol::RegistryOptions;
+    use crate::node::protocol::{RegistryOptions, Served};
+    use crate::node::worker::state::DataOptions;
 
     fn named(image: &str, used: u64) -> Reference {
         Reference { image: image.to_owned(), registry: RegistryOptions::default(), used }
@@ -259,6 +260,23 @@ mod tests {
 
     fn names(references: &References) -> Vec<String> {
         references.list().into_iter().map(|reference| reference.image).collect()
+    }
+
+    #[test]
+    fn logins_of_sources_besides_an_images_own_are_not_shared() {
+        let data = |sources: &[&str], authfile: &str| DataOptions {
+            sources: sources.iter().map(|source| (*source).to_owned()).collect(),
+            registry: RegistryOptions { authfile: Some(authfile.into()), ..RegistryOptions::default() },
+            ..DataOptions::default()
+        };
+        let is_shared = |sources: &[&str], configured| {
+            let [one, other] = ["/one", "/other"]
+                .map(|authfile| Image::key("sha256:00", Served::Erofs, &data(sources, authfile), configured));
+            one == other
+        };
+        assert!(is_shared(&[], false), "each name brings its own");
+        assert!(!is_shared(&["https://a.example/"], false));
+        assert!(!is_shared(&[], true));
     }
 
     #[test]

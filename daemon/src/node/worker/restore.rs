@@ -182,7 +182,7 @@ impl Worker {
             Ok(wanted) => self.open(wanted).await.map(|(_, opened)| opened),
             Err(error) => Err(error),
         };
-        let key = Image::key(&record.manifest, record.mode, &record.data);
+        let key = Image::key(&record.manifest, record.mode, &record.data, !self.sources.is_empty());
         let (references, fs) = (References::default(), Err(String::new()));
         let mut image = Image { key, references, fs, plain: Vec::new(), mounts: 0, record };
         match opened {
