@@ -49,14 +49,20 @@ pub(crate) struct References {
     snapshots: Arc<Snapshots>,
     images: Images,
     state: Mutex<State>,
+    /// Held while the daemon is told one image's names, so that the last word is the latest.
+    telling: Mutex<()>,
 }
 
 #[derive(Default)]
 struct State {
     /// By namespace and digest of what a name stands for, under which names the snapshots of its layers are kept.
     chains: HashMap<(String, String), Arc<BTreeSet<String>>>,
-    /// Images whose names the daemon has not been told, by their snapshots.
-    untold: BTreeSet<String>,
+    /// Images whose names the daemon has not been told, by their snapshots, and when that was noted.
+    untold: BTreeMap<String, u64>,
+    /// Notes so far.
+    notes: u64,
+    /// Whether names have gone whose logins may be kept still.
+    gone: bool,
     /// Whether it was told all of them since this process began.
     begun: bool,
 }
@@ -72,7 +78,7 @@ enum Unknown {
 
 impl References {
     pub(crate) fn new(address: PathBuf, snapshots: Arc<Snapshots>, images: Images) -> Arc<Self> {
-        Arc::new(Self { address, snapshots, images, state: Mutex::default() })
+        Arc::new(Self { address, snapshots, images, state: Mutex::default(), telling: Mutex::default() })
     }
 
     /// Goes on until it is dropped.
@@ -110,7 +116,7 @@ impl References {
                     continue;
                 }
                 () = tokio::time::sleep(PAUSE), if untold => {
-                    self.tell_untold().await;
+                    self.tell().await;
                     continue;
                 }
             };
@@ -132,6 +138,7 @@ impl References {
             for (namespace, names) in &changed {
                 self.look(&containerd, namespace, names).await?;
             }
+            self.tell().await;
         }
     }
 
@@ -140,37 +147,53 @@ impl References {
             self.look(containerd, namespace, &BTreeSet::new()).await?;
         }
         self.state.lock().await.begun = true;
+        self.tell().await;
         Ok(())
     }
 
     /// The kubelet has pulled an image. Returns when the daemon knows of it, if it is one of lazo's.
-    pub(crate) async fn pulled(&self, image: &str) {
-        let looked = async {
-            if !self.snapshots.images_by_namespace().await?.contains_key(KUBELET) {
-                return Ok(());
-            }
-            let containerd = Containerd::connect(&self.address, KUBELET).await?;
-            self.look(&containerd, KUBELET, &BTreeSet::from([image.to_owned()])).await
-        };
-        match tokio::time::timeout(PULL_PATIENCE, looked).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
+    pub(crate) async fn pulled(self: &Arc<Self>, image: &str) {
+        let (references, name) = (Arc::clone(self), image.to_owned());
+        // Goes on when the kubelet does not wait any longer.
+        let looked = tokio::spawn(async move {
+            if let Err(error) = references.look_at_pulled(&name).await {
                 let error: &dyn std::error::Error = &error;
-                tracing::debug!(image, error, "cannot see which image was pulled");
+                tracing::debug!(image = name, error, "cannot see which image was pulled");
             }
-            Err(_) => tracing::debug!(image, "containerd does not say in time which image was pulled"),
+        });
+        if tokio::time::timeout(PULL_PATIENCE, looked).await.is_err() {
+            tracing::debug!(image, "it is not known in time which image was pulled");
         }
     }
 
-    /// Compares a namespace's names with what is known of its images. Of the names in `fresh`, sources are to be tried again.
-    async fn look(&self, containerd: &Containerd, namespace: &str, fresh: &BTreeSet<String>) -> Result<(), Unknown> {
-        let Some(unpacked) = self.snapshots.images_by_namespace().await?.remove(namespace) else { return Ok(()) };
+    async fn look_at_pulled(&self, image: &str) -> Result<(), Unknown> {
+        if !self.snapshots.images_by_namespace().await?.contains_key(KUBELET) {
+            return Ok(());
+        }
+        let containerd = Containerd::connect(&self.address, KUBELET).await?;
+        // Others wait for those who watch.
+        for snapshot in self.look(&containerd, KUBELET, &BTreeSet::from([image.to_owned()])).await? {
+            self.tell_one(snapshot).await;
+        }
+        self.forget_gone().await;
+        Ok(())
+    }
+
+    /// Compares a namespace's names with what is known of its images, and notes what the daemon is to be told. Of the names in `fresh`, sources
+    /// are to be tried again: gives the snapshots of images that have them.
+    async fn look(
+        &self,
+        containerd: &Containerd,
+        namespace: &str,
+        fresh: &BTreeSet<String>,
+    ) -> Result<Vec<String>, Unknown> {
+        let mut pulled = Vec::new();
+        let Some(unpacked) = self.snapshots.images_by_namespace().await?.remove(namespace) else { return Ok(pulled) };
         let containerd = containerd.within(namespace)?;
         // One at a time, so that the last word is the latest.
         let mut state = self.state.lock().await;
         let listed = state.names(&containerd, namespace, &containerd.list_images().await?, fresh).await;
         let fresh: BTreeSet<String> = fresh.iter().filter_map(|name| Some(repository(name)?.1)).collect();
-        let mut gone = false;
         for (snapshot, before) in unpacked {
             let chain = snapshot.rsplit('/').next().unwrap_or_default();
             let names = merged(&before, listed.names.get(chain).map_or(&[], Vec::as_slice), &listed.unclear);
@@ -180,34 +203,52 @@ impl References {
             let untold = !state.begun && names.len() > 1;
             if names != before {
                 tracing::info!(snapshot, ?names, "an image has these names");
-                gone |= before.iter().any(|name| !names.contains(name));
-                self.snapshots.name_image(snapshot.clone(), names).await?;
+                state.gone |= before.iter().any(|name| !names.contains(name));
+                self.snapshots.name_image(snapshot.clone(), names.clone()).await?;
             } else if !is_fresh && !untold {
                 continue;
             }
-            state.untold.insert(snapshot);
+            // Now, as a login is on offer only as long as its pull takes.
+            for name in names {
+                self.images.keep_login(name).await;
+            }
+            if is_fresh {
+                pulled.push(snapshot.clone());
+            }
+            state.note(snapshot);
         }
-        self.tell(&mut state).await;
-        if gone {
+        Ok(pulled)
+    }
+
+    /// Tells the daemon what it has not been told. What it cannot be told now stays for later.
+    async fn tell(&self) {
+        let untold: Vec<String> = self.state.lock().await.untold.keys().cloned().collect();
+        for snapshot in untold {
+            self.tell_one(snapshot).await;
+        }
+        self.forget_gone().await;
+    }
+
+    async fn tell_one(&self, snapshot: String) {
+        let _one = self.telling.lock().await;
+        let Some(noted) = self.state.lock().await.untold.get(&snapshot).copied() else { return };
+        let told = match self.snapshots.image_named(snapshot.clone()).await {
+            Ok(Some((id, names))) => self.images.refer(id, names).await,
+            // It has been removed.
+            Ok(None) => true,
+            Err(_) => false,
+        };
+        if told {
+            self.state.lock().await.told(&snapshot, noted);
+        }
+    }
+
+    /// Forgets the logins of names that have gone. Not before the daemon knows of it: it would ask without.
+    async fn forget_gone(&self) {
+        let mut state = self.state.lock().await;
+        if state.untold.is_empty() && std::mem::take(&mut state.gone) {
+            drop(state);
             self.snapshots.forget_logins().await;
-        }
-        Ok(())
-    }
-
-    async fn tell_untold(&self) {
-        self.tell(&mut *self.state.lock().await).await;
-    }
-
-    /// Tells the daemon. What it cannot be told now stays for later.
-    async fn tell(&self, state: &mut State) {
-        for snapshot in std::mem::take(&mut state.untold) {
-            let Ok(Some((id, names))) = self.snapshots.image_named(snapshot.clone()).await else { continue };
-            for name in &names {
-                self.images.keep_login(name.clone()).await;
-            }
-            if !self.images.refer(id, names).await {
-                state.untold.insert(snapshot);
-            }
         }
     }
 }
@@ -222,6 +263,19 @@ struct Listed {
 }
 
 impl State {
+    /// The daemon is to be told an image's names.
+    fn note(&mut self, snapshot: String) {
+        self.notes += 1;
+        self.untold.insert(snapshot, self.notes);
+    }
+
+    /// It was told what they were when that was `noted`.
+    fn told(&mut self, snapshot: &str, noted: u64) {
+        if self.untold.get(snapshot) == Some(&noted) {
+            self.untold.remove(snapshot);
+        }
+    }
+
     /// What `listed` says of a namespace's images. Of those in `fresh`, more may be there than when they were last looked at.
     async fn names(
         &mut self,
@@ -431,6 +485,18 @@ mod tests {
         assert!(chains_of(&store, &digest(7)).await.unwrap().is_empty());
         store.0.insert(digest(15), None);
         chains_of(&store, &digest(1)).await.unwrap_err();
+    }
+
+    #[test]
+    fn what_changes_while_the_daemon_is_told_is_told_as_well() {
+        let mut state = State::default();
+        state.note("k8s.io/image".to_owned());
+        let noted = state.untold["k8s.io/image"];
+        state.note("k8s.io/image".to_owned());
+        state.told("k8s.io/image", noted);
+        assert_eq!(state.untold.len(), 1);
+        state.told("k8s.io/image", state.notes);
+        assert!(state.untold.is_empty());
     }
 
     #[test]
