@@ -233,7 +233,7 @@ impl References {
         let _one = self.telling.lock().await;
         let Some(noted) = self.state.lock().await.untold.get(&snapshot).copied() else { return };
         let told = match self.snapshots.image_named(snapshot.clone()).await {
-            Ok(Some((id, names))) => self.images.refer(id, names).await,
+            Ok(Some((ids, names))) => self.refer(ids, &names).await,
             // It has been removed.
             Ok(None) => true,
             Err(_) => false,
@@ -241,6 +241,15 @@ impl References {
         if told {
             self.state.lock().await.told(&snapshot, noted);
         }
+    }
+
+    /// Whether the daemon knows the names for all mounts of an image.
+    async fn refer(&self, ids: Vec<u64>, names: &[String]) -> bool {
+        let mut told = true;
+        for id in ids {
+            told &= self.images.refer(id, names.to_vec()).await;
+        }
+        told
     }
 
     /// Forgets the logins of names that have gone. Not before the daemon knows of it: it would ask without.
