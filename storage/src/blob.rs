@@ -228,11 +228,6 @@ impl Blob {
         claims
     }
 
-    /// Whether a chunk is neither in the cache nor on its way.
-    pub(crate) fn is_absent(&self, chunk: u32) -> bool {
-        !self.flights().contains_key(&chunk) && !self.is_present(chunk)
-    }
-
     /// Whether a chunk is in the cache, verified or as some process left it.
     pub(crate) fn is_present(&self, chunk: u32) -> bool {
         self.is_verified(chunk) || self.cache.is_ready(self.local(chunk))

@@ -331,13 +331,9 @@ impl Fetcher {
         source: SourceId,
     ) -> Option<bool> {
         let length = bytes.len() as u64;
-        // While the chunk has not passed and is in nobody's charge, so that a reader that wants it meanwhile joins and goes on at once.
-        if !sweep.is_joined().0 && self.keeps(blob) && blob.is_absent(chunk) {
-            tokio::select! {
-                admitted = self.unless_stopped(self.rate.admit(length)) => admitted?,
-                // What somebody wants is not held up.
-                () = sweep.news.notified() => {}
-            }
+        // Before the chunk has passed or is in this answer's charge, so that a reader that wants it meanwhile joins and goes on at once.
+        if self.keeps(blob) && !blob.is_present(chunk) {
+            self.admit(sweep, length).await?;
         }
         if let Some(mut joined) = sweep.pass(chunk) {
             self.metrics.fetched_bytes[joined.request.priority()].inc_by(length);
@@ -355,6 +351,20 @@ impl Fetcher {
         let Some(claim) = blob.claim_absent(chunk..chunk + 1).pop() else { return Some(false) };
         self.keep(claim, bytes, source).await;
         Some(true)
+    }
+
+    /// Waits until so many bytes that nobody wants are admitted, or somebody joins: what is wanted is not held up.
+    async fn admit(&self, sweep: &Sweep, bytes: u64) -> Option<()> {
+        let admitted = self.unless_stopped(self.rate.admit(bytes));
+        tokio::pin!(admitted);
+        // The news may be old: of requests that have been satisfied since.
+        while !sweep.is_joined().0 {
+            tokio::select! {
+                admitted = &mut admitted => return admitted,
+                () = sweep.news.notified() => {}
+            }
+        }
+        Some(())
     }
 
     /// Keeps a chunk that nobody has asked for. Waits while others are decoded, so that they do not gather.
