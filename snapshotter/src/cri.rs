@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Either, Empty, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{self as client, SendRequest};
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::http::uri::{Authority, Scheme};
 use hyper::server::conn::http2 as server;
 use hyper::service::service_fn;
@@ -22,7 +22,7 @@ use lazo_base::lines::Lines;
 use prost::Message as _;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, Semaphore};
-use tonic::Code;
+use tonic::{Code, Status};
 
 use crate::authority::Connection;
 use crate::credentials::{Credentials, Login, Offer};
@@ -135,7 +135,9 @@ async fn pass(request: Request<Incoming>, containerd: &Containerd, credentials: 
     };
     let answer = containerd.send(Request::from_parts(head, body)).await;
     // The kubelet's answer comes when the pull is done, and all layers have been seen; but none of an image that is here by another name.
-    if let (Ok(_), Some(image)) = (&answer, image) {
+    if let (Ok(answer), Some(image)) = (&answer, image)
+        && is_good(answer.headers())
+    {
         containerd.references.pulled(&image).await;
     }
     drop(offer);
@@ -146,6 +148,11 @@ async fn pass(request: Request<Incoming>, containerd: &Containerd, credentials: 
             failure(Code::Unavailable, &text)
         }
     }
+}
+
+/// Whether an answer is not an error. gRPC says so in the head of an answer that has no body.
+fn is_good(head: &HeaderMap) -> bool {
+    head.get(Status::GRPC_STATUS).is_none_or(|status| status == "0")
 }
 
 /// A request may do without the name of a host where it comes from, but not where it goes.

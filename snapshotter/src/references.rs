@@ -49,14 +49,20 @@ pub(crate) struct References {
     snapshots: Arc<Snapshots>,
     images: Images,
     state: Mutex<State>,
+    /// Held while the daemon is told one image's names, so that the last word is the latest.
+    telling: Mutex<()>,
 }
 
 #[derive(Default)]
 struct State {
-    /// By digest of what a name stands for, under which names the snapshots of its layers are kept.
-    chains: HashMap<String, Arc<[String]>>,
-    /// Images whose names the daemon has not been told, by their snapshots.
-    untold: BTreeSet<String>,
+    /// By namespace and digest of what a name stands for, under which names the snapshots of its layers are kept.
+    chains: HashMap<(String, String), Arc<BTreeSet<String>>>,
+    /// Images whose names the daemon has not been told, by their snapshots, and when that was noted.
+    untold: BTreeMap<String, u64>,
+    /// Notes so far.
+    notes: u64,
+    /// Whether names have gone whose logins may be kept still.
+    gone: bool,
     /// Whether it was told all of them since this process began.
     begun: bool,
 }
@@ -72,7 +78,7 @@ enum Unknown {
 
 impl References {
     pub(crate) fn new(address: PathBuf, snapshots: Arc<Snapshots>, images: Images) -> Arc<Self> {
-        Arc::new(Self { address, snapshots, images, state: Mutex::default() })
+        Arc::new(Self { address, snapshots, images, state: Mutex::default(), telling: Mutex::default() })
     }
 
     /// Goes on until it is dropped.
@@ -110,7 +116,7 @@ impl References {
                     continue;
                 }
                 () = tokio::time::sleep(PAUSE), if untold => {
-                    self.tell_untold().await;
+                    self.tell().await;
                     continue;
                 }
             };
@@ -132,6 +138,7 @@ impl References {
             for (namespace, names) in &changed {
                 self.look(&containerd, namespace, names).await?;
             }
+            self.tell().await;
         }
     }
 
@@ -140,103 +147,197 @@ impl References {
             self.look(containerd, namespace, &BTreeSet::new()).await?;
         }
         self.state.lock().await.begun = true;
+        self.tell().await;
         Ok(())
     }
 
     /// The kubelet has pulled an image. Returns when the daemon knows of it, if it is one of lazo's.
-    pub(crate) async fn pulled(&self, image: &str) {
-        let looked = async {
-            if !self.snapshots.images_by_namespace().await?.contains_key(KUBELET) {
-                return Ok(());
-            }
-            let containerd = Containerd::connect(&self.address, KUBELET).await?;
-            self.look(&containerd, KUBELET, &BTreeSet::from([image.to_owned()])).await
-        };
-        match tokio::time::timeout(PULL_PATIENCE, looked).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
+    pub(crate) async fn pulled(self: &Arc<Self>, image: &str) {
+        let (references, name) = (Arc::clone(self), image.to_owned());
+        // Goes on when the kubelet does not wait any longer.
+        let looked = tokio::spawn(async move {
+            if let Err(error) = references.look_at_pulled(&name).await {
                 let error: &dyn std::error::Error = &error;
-                tracing::debug!(image, error, "cannot see which image was pulled");
+                tracing::debug!(image = name, error, "cannot see which image was pulled");
             }
-            Err(_) => tracing::debug!(image, "containerd does not say in time which image was pulled"),
+        });
+        if tokio::time::timeout(PULL_PATIENCE, looked).await.is_err() {
+            tracing::debug!(image, "it is not known in time which image was pulled");
         }
     }
 
-    /// Compares a namespace's names with what is known of its images. Of the names in `fresh`, sources are to be tried again.
-    async fn look(&self, containerd: &Containerd, namespace: &str, fresh: &BTreeSet<String>) -> Result<(), Unknown> {
-        let Some(unpacked) = self.snapshots.images_by_namespace().await?.remove(namespace) else { return Ok(()) };
+    async fn look_at_pulled(&self, image: &str) -> Result<(), Unknown> {
+        if !self.snapshots.images_by_namespace().await?.contains_key(KUBELET) {
+            return Ok(());
+        }
+        let containerd = Containerd::connect(&self.address, KUBELET).await?;
+        // Others wait for those who watch.
+        for snapshot in self.look(&containerd, KUBELET, &BTreeSet::from([image.to_owned()])).await? {
+            self.tell_one(snapshot).await;
+        }
+        self.forget_gone().await;
+        Ok(())
+    }
+
+    /// Compares a namespace's names with what is known of its images, and notes what the daemon is to be told. Of the names in `fresh`, sources
+    /// are to be tried again: gives the snapshots of images that have them.
+    async fn look(
+        &self,
+        containerd: &Containerd,
+        namespace: &str,
+        fresh: &BTreeSet<String>,
+    ) -> Result<Vec<String>, Unknown> {
+        let mut pulled = Vec::new();
+        let Some(unpacked) = self.snapshots.images_by_namespace().await?.remove(namespace) else { return Ok(pulled) };
         let containerd = containerd.within(namespace)?;
         // One at a time, so that the last word is the latest.
         let mut state = self.state.lock().await;
-        let named = state.names(&containerd, &containerd.list_images().await?).await;
+        let listed = state.names(&containerd, namespace, &containerd.list_images().await?, fresh).await;
         let fresh: BTreeSet<String> = fresh.iter().filter_map(|name| Some(repository(name)?.1)).collect();
-        let mut gone = false;
         for (snapshot, before) in unpacked {
             let chain = snapshot.rsplit('/').next().unwrap_or_default();
-            let names = named.get(chain).map(|listed| merged(&before, listed)).unwrap_or_default();
+            let names = merged(&before, listed.names.get(chain).map_or(&[], Vec::as_slice), &listed.unclear);
             // An image that is being pulled has no name yet, and one that is being removed none any more.
             let names = if names.is_empty() { before.clone() } else { names };
             let is_fresh = names.iter().filter_map(|name| repository(name)).any(|(_, name)| fresh.contains(&name));
             let untold = !state.begun && names.len() > 1;
             if names != before {
                 tracing::info!(snapshot, ?names, "an image has these names");
-                gone |= before.iter().any(|name| !names.contains(name));
-                self.snapshots.name_image(snapshot.clone(), names).await?;
+                state.gone |= before.iter().any(|name| !names.contains(name));
+                self.snapshots.name_image(snapshot.clone(), names.clone()).await?;
             } else if !is_fresh && !untold {
                 continue;
             }
-            state.untold.insert(snapshot);
+            // Now, as a login is on offer only as long as its pull takes.
+            for name in names {
+                self.images.keep_login(name).await;
+            }
+            if is_fresh {
+                pulled.push(snapshot.clone());
+            }
+            state.note(snapshot);
         }
-        self.tell(&mut state).await;
-        if gone {
+        Ok(pulled)
+    }
+
+    /// Tells the daemon what it has not been told. What it cannot be told now stays for later.
+    async fn tell(&self) {
+        let untold: Vec<String> = self.state.lock().await.untold.keys().cloned().collect();
+        for snapshot in untold {
+            self.tell_one(snapshot).await;
+        }
+        self.forget_gone().await;
+    }
+
+    async fn tell_one(&self, snapshot: String) {
+        let _one = self.telling.lock().await;
+        let Some(noted) = self.state.lock().await.untold.get(&snapshot).copied() else { return };
+        let told = match self.snapshots.image_named(snapshot.clone()).await {
+            Ok(Some((ids, names))) => self.refer(ids, &names).await,
+            // It has been removed.
+            Ok(None) => true,
+            Err(_) => false,
+        };
+        if told {
+            self.state.lock().await.told(&snapshot, noted);
+        }
+    }
+
+    /// Whether the daemon knows the names for all mounts of an image.
+    async fn refer(&self, ids: Vec<u64>, names: &[String]) -> bool {
+        let mut told = true;
+        for id in ids {
+            told &= self.images.refer(id, names.to_vec()).await;
+        }
+        told
+    }
+
+    /// Forgets the logins of names that have gone. Not before the daemon knows of it: it would ask without.
+    async fn forget_gone(&self) {
+        let mut state = self.state.lock().await;
+        if state.untold.is_empty() && std::mem::take(&mut state.gone) {
+            drop(state);
             self.snapshots.forget_logins().await;
-        }
-        Ok(())
-    }
-
-    async fn tell_untold(&self) {
-        self.tell(&mut *self.state.lock().await).await;
-    }
-
-    /// Tells the daemon. What it cannot be told now stays for later.
-    async fn tell(&self, state: &mut State) {
-        for snapshot in std::mem::take(&mut state.untold) {
-            let Ok(Some((id, names))) = self.snapshots.image_named(snapshot.clone()).await else { continue };
-            for name in &names {
-                self.images.keep_login(name.clone()).await;
-            }
-            if !self.images.refer(id, names).await {
-                state.untold.insert(snapshot);
-            }
         }
     }
 }
 
-impl State {
+/// What containerd's list of images says.
+#[derive(Default)]
+struct Listed {
     /// The names of images, the latest first, by each of the snapshots that their layers are.
-    async fn names(&mut self, containerd: &Containerd, listed: &[Image]) -> HashMap<String, Vec<String>> {
+    names: HashMap<String, Vec<String>>,
+    /// Repositories of names of which it cannot be seen now what they stand for.
+    unclear: BTreeSet<String>,
+}
+
+impl State {
+    /// The daemon is to be told an image's names.
+    fn note(&mut self, snapshot: String) {
+        self.notes += 1;
+        self.untold.insert(snapshot, self.notes);
+    }
+
+    /// It was told what they were when that was `noted`.
+    fn told(&mut self, snapshot: &str, noted: u64) {
+        if self.untold.get(snapshot) == Some(&noted) {
+            self.untold.remove(snapshot);
+        }
+    }
+
+    /// What `listed` says of a namespace's images. Of those in `fresh`, more may be there than when they were last looked at.
+    async fn names(
+        &mut self,
+        containerd: &impl Documents,
+        namespace: &str,
+        listed: &[Image],
+        fresh: &BTreeSet<String>,
+    ) -> Listed {
         let mut listed: Vec<(&Image, &str)> =
             listed.iter().filter_map(|image| Some((image, image.target.as_ref()?.digest.as_str()))).collect();
         let time = |image: &Image| image.updated_at.map(|time| (time.seconds, time.nanos));
         listed.sort_by_key(|(image, _)| std::cmp::Reverse(time(image)));
-        let targets: BTreeSet<&str> = listed.iter().map(|(_, target)| *target).collect();
-        self.chains.retain(|target, _| targets.contains(target.as_str()));
-        let mut names: HashMap<String, Vec<String>> = HashMap::new();
+        let known: BTreeSet<&str> =
+            listed.iter().filter(|(image, _)| !fresh.contains(&image.name)).map(|(_, target)| *target).collect();
+        self.chains.retain(|(own, target), _| own != namespace || known.contains(target.as_str()));
+        let mut found = Listed::default();
         for (image, target) in listed.into_iter().filter(|(image, _)| is_reference(&image.name)) {
-            let chain = match self.chains.get(target) {
-                Some(chain) => Arc::clone(chain),
-                None => {
+            let key = (namespace.to_owned(), target.to_owned());
+            let chains = match self.chains.get(&key) {
+                Some(chains) => Arc::clone(chains),
+                None => match chains_of(containerd, target).await {
                     // What is not there yet is looked for again.
-                    let Some(chain) = chain_of(containerd, target).await else { continue };
-                    self.chains.insert(target.to_owned(), Arc::clone(&chain));
-                    chain
-                }
+                    Ok(chains) if chains.is_empty() => continue,
+                    Ok(chains) => Arc::clone(self.chains.entry(key).or_insert(chains.into())),
+                    Err(error) => {
+                        let error: &dyn std::error::Error = &error;
+                        tracing::warn!(image = image.name, error, "cannot see what an image's name stands for");
+                        found.unclear.extend(repository(&image.name).map(|(_, repository)| repository));
+                        continue;
+                    }
+                },
             };
-            for id in chain.iter() {
-                names.entry(id.clone()).or_default().push(image.name.clone());
+            for id in chains.iter() {
+                found.names.entry(id.clone()).or_default().push(image.name.clone());
             }
         }
-        names
+        found
+    }
+}
+
+/// Where documents of images are.
+trait Documents {
+    /// A document's bytes; none if it is not there.
+    async fn look_up(&self, digest: &str) -> Result<Option<Vec<u8>>, ContainerdError>;
+}
+
+impl Documents for Containerd {
+    async fn look_up(&self, digest: &str) -> Result<Option<Vec<u8>>, ContainerdError> {
+        match self.document(digest).await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.code() == Some(tonic::Code::NotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -260,32 +361,38 @@ struct RootFs {
     diff_ids: Vec<Digest>,
 }
 
-/// Under which names the snapshots of an image's layers are kept, as far as its documents are in the content store. They were compared with
-/// their digests when they came there.
-async fn chain_of(containerd: &Containerd, target: &str) -> Option<Arc<[String]>> {
-    let fields = read(containerd, target).await?;
+/// Under which names the snapshots of an image's layers are kept, for all of its platforms whose documents are in the content store. They
+/// were compared with their digests when they came there.
+async fn chains_of(documents: &impl Documents, target: &str) -> Result<BTreeSet<String>, ContainerdError> {
+    let Some(fields) = read(documents, target).await? else { return Ok(BTreeSet::new()) };
     if let Some(config) = &fields.config {
-        return chain_of_config(containerd, config).await;
+        return chain_of_config(documents, config).await;
     }
+    let mut chains = BTreeSet::new();
     // Of an index, the manifests of other platforms are not there.
     for link in fields.manifests.iter().take(MAX_MANIFESTS) {
-        let Some(manifest) = read(containerd, &link.digest.to_string()).await else { continue };
-        if let Some(chain) = chain_of_config(containerd, &manifest.config?).await {
-            return Some(chain);
+        let manifest = read(documents, &link.digest.to_string()).await?;
+        if let Some(config) = manifest.and_then(|manifest| manifest.config) {
+            chains.extend(chain_of_config(documents, &config).await?);
         }
     }
-    None
+    Ok(chains)
 }
 
-async fn chain_of_config(containerd: &Containerd, config: &serde_json::Value) -> Option<Arc<[String]>> {
-    let config = read(containerd, config.get("digest")?.as_str()?).await?;
-    let ids: Vec<String> = config.rootfs?.diff_ids.iter().map(ToString::to_string).collect();
-    Some(chain_ids(&ids).into())
+async fn chain_of_config(
+    documents: &impl Documents,
+    config: &serde_json::Value,
+) -> Result<BTreeSet<String>, ContainerdError> {
+    let Some(digest) = config.get("digest").and_then(serde_json::Value::as_str) else { return Ok(BTreeSet::new()) };
+    let rootfs = read(documents, digest).await?.and_then(|config| config.rootfs);
+    let ids: Vec<String> = rootfs.iter().flat_map(|rootfs| &rootfs.diff_ids).map(ToString::to_string).collect();
+    Ok(chain_ids(&ids).into_iter().collect())
 }
 
-async fn read(containerd: &Containerd, digest: &str) -> Option<Fields> {
-    let bytes = containerd.document(digest).await.ok()?;
-    serde_json::from_slice(&bytes).ok()
+/// None as well if it is something else than a part of an image.
+async fn read(documents: &impl Documents, digest: &str) -> Result<Option<Fields>, ContainerdError> {
+    let bytes = documents.look_up(digest).await?;
+    Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 
 /// Whether blobs can be had by a name: containerd also calls images by the digests of their configs.
@@ -294,8 +401,9 @@ fn is_reference(name: &str) -> bool {
     (host == "localhost" || host.contains(['.', ':'])) && !name.starts_with("sha256:") && repository(name).is_some()
 }
 
-/// The names that an image is to have: a name for each repository, those that it has first. `listed` are there now, the latest first.
-fn merged(before: &[String], listed: &[String]) -> Vec<String> {
+/// The names that an image is to have: a name for each repository, those that it has first. `listed` are there now, the latest first. Of
+/// the repositories in `unclear` nothing is known, so that what it has of them stays.
+fn merged(before: &[String], listed: &[String], unclear: &BTreeSet<String>) -> Vec<String> {
     let mut by_repository: Vec<(String, &String)> = Vec::new();
     for name in listed {
         let Some((_, repository)) = repository(name) else { continue };
@@ -309,13 +417,17 @@ fn merged(before: &[String], listed: &[String]) -> Vec<String> {
     }
     let mut names = Vec::new();
     for name in before {
-        let place = repository(name).and_then(|(_, own)| by_repository.iter().position(|(known, _)| *known == own));
+        let Some((_, own)) = repository(name) else { continue };
+        let place = by_repository.iter().position(|(known, _)| *known == own);
         if let Some(place) = place {
             by_repository.remove(place);
+        }
+        if place.is_some() || unclear.contains(&own) {
             names.push(name.clone());
         }
     }
     names.extend(by_repository.into_iter().map(|(_, name)| name.clone()));
+    names.truncate(MAX_REFERENCES);
     names
 }
 
@@ -337,10 +449,63 @@ mod tests {
             "a.example/app@sha256:00",
             "new.example/app:0",
         ];
-        assert_eq!(merged(&before, &names(&listed)), names(&["a.example/app:1", "new.example/app:1"]));
-        assert!(merged(&before, &[]).is_empty());
+        assert_eq!(merged(&before, &names(&listed), &BTreeSet::new()), names(&["a.example/app:1", "new.example/app:1"]));
+        assert!(merged(&before, &[], &BTreeSet::new()).is_empty());
+        let unclear = BTreeSet::from([repository("gone.example/app:1").unwrap().1]);
+        assert_eq!(merged(&before, &[], &unclear), names(&["gone.example/app:1"]));
         let many: Vec<String> = (0..100).map(|number| format!("r{number}.example/app:1")).collect();
-        assert_eq!(merged(&[], &many), many[..MAX_REFERENCES]);
+        assert_eq!(merged(&[], &many, &BTreeSet::new()), many[..MAX_REFERENCES]);
+    }
+
+    /// A content store; what has no bytes cannot be read.
+    struct Store(HashMap<String, Option<String>>);
+
+    impl Documents for Store {
+        async fn look_up(&self, digest: &str) -> Result<Option<Vec<u8>>, ContainerdError> {
+            match self.0.get(digest) {
+                Some(Some(text)) => Ok(Some(text.clone().into_bytes())),
+                Some(None) => Err(crate::containerd::refused("cannot read", "on purpose")),
+                None => Ok(None),
+            }
+        }
+    }
+
+    fn digest(number: u8) -> String {
+        format!("sha256:{}", format!("{number:02x}").repeat(32))
+    }
+
+    #[tokio::test]
+    async fn an_index_has_the_chains_of_all_manifests_that_are_there() {
+        let manifest = |config| format!(r#"{{"config": {{"digest": "{}"}}}}"#, digest(config));
+        let config = |layer| format!(r#"{{"rootfs": {{"diff_ids": ["{}"]}}}}"#, digest(layer));
+        let links = [9, 2, 3, 4, 5].map(|number| format!(r#"{{"digest": "{}"}}"#, digest(number))).join(",");
+        let documents = [
+            (1, format!(r#"{{"manifests": [{links}]}}"#)),
+            // Something that is no image, and one whose config is not there.
+            (2, "{}".to_owned()),
+            (3, manifest(8)),
+            (4, manifest(14)),
+            (5, manifest(15)),
+            (14, config(24)),
+            (15, config(25)),
+        ];
+        let mut store = Store(documents.map(|(number, text)| (digest(number), Some(text))).into());
+        assert_eq!(chains_of(&store, &digest(1)).await.unwrap(), BTreeSet::from([digest(24), digest(25)]));
+        assert!(chains_of(&store, &digest(7)).await.unwrap().is_empty());
+        store.0.insert(digest(15), None);
+        chains_of(&store, &digest(1)).await.unwrap_err();
+    }
+
+    #[test]
+    fn what_changes_while_the_daemon_is_told_is_told_as_well() {
+        let mut state = State::default();
+        state.note("k8s.io/image".to_owned());
+        let noted = state.untold["k8s.io/image"];
+        state.note("k8s.io/image".to_owned());
+        state.told("k8s.io/image", noted);
+        assert_eq!(state.untold.len(), 1);
+        state.told("k8s.io/image", state.notes);
+        assert!(state.untold.is_empty());
     }
 
     #[test]

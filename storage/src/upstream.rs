@@ -255,6 +255,12 @@ impl Upstream {
         self.0.board().expects_whole(blob.digest, Instant::now())
     }
 
+    /// Whether another source than this one would send just the ranges of a blob that are asked for, as far as is known.
+    #[must_use]
+    pub(crate) fn heeds_elsewhere(&self, source: SourceId, blob: &BlobRecord) -> bool {
+        self.0.board().heeds_elsewhere(source, blob.digest, Instant::now())
+    }
+
     /// A chunk of a blob did not verify that came from this source. It is not asked for the blob for some time, unless no other can be.
     pub fn wrong_bytes(&self, source: SourceId, blob: &BlobRecord) {
         let Some(named) = self.0.named(source) else { return };

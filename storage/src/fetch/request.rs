@@ -10,7 +10,7 @@ use lazo_format::ChunkIndex;
 use prometheus_client::metrics::gauge::Gauge;
 
 use super::room::Granted;
-use super::sweep::{Back, Joining, Lead, Swept};
+use super::sweep::{Back, Came, Joining, Lead, Progress, Swept};
 use super::{Attempt, Fetcher, Job};
 use crate::blob::{Blob, Claim, weight};
 use crate::error::ReadError;
@@ -171,6 +171,8 @@ struct Tried {
     error: Option<SourceError>,
     /// The answer brought something all the same, to this request or to others.
     brought: bool,
+    /// How far it came, if it was a whole blob.
+    came: Option<Came>,
 }
 
 /// Counts a request for as long as it runs.
@@ -203,7 +205,7 @@ impl Fetcher {
     /// Makes the request, as often as it takes.
     pub(super) async fn run(self: &Arc<Self>, mut request: Request) {
         let _running = Running::new(self, request.priority);
-        let mut progress = Instant::now();
+        let mut progress = Progress::new();
         loop {
             request = match self.ride_along(request, &mut progress).await {
                 Some(request) => request,
@@ -221,13 +223,15 @@ impl Fetcher {
             if request.is_too_slow(self.grace()) {
                 return self.fail(request, TooSlow(LEAST_WANTED).into());
             }
-            if tried.brought || request.range().is_ok_and(|rest| rest.start > range.start) {
-                progress = Instant::now();
+            progress.whole_answer(tried.came);
+            let got_further = request.range().is_ok_and(|rest| rest.start > range.start);
+            if tried.brought || got_further {
+                progress.last = Instant::now();
                 continue;
             }
             // Outages are paced where the next answer is waited for.
             let paced = tried.error.as_ref().is_some_and(|error| error.kind.is_outage());
-            if progress.elapsed() > self.upstream.policy().outage_limit {
+            if progress.last.elapsed() > self.upstream.policy().outage_limit {
                 let error = tried.error.map_or_else(|| "answers end before their time".into(), Into::into);
                 return self.fail(request, error);
             }
@@ -271,7 +275,7 @@ impl Fetcher {
                 (body.was_too_slow(), ended)
             }
         };
-        self.tried(request, ended, too_slow, false)
+        self.tried(request, ended, too_slow, (false, None))
     }
 
     /// The answer to a request is a whole blob.
@@ -286,14 +290,14 @@ impl Fetcher {
             match self.sweeps.join(request.blob().record().digest, request) {
                 Joining::Waiting(waiting) => {
                     drop(body);
-                    let Back { request: left, brought } = waiting.await.ok()?;
-                    return Some(Tried { left, error: None, brought });
+                    let Back { request: left, brought, came } = waiting.await.ok()?;
+                    return Some(Tried { left, error: None, brought, came });
                 }
                 Joining::Alone(alone) => request = alone,
             }
         }
-        let Swept { left, ended, brought, too_slow } = self.sweep(request, body, lead).await;
-        self.tried(left?, ended, too_slow, brought)
+        let Swept { left, ended, brought, came, too_slow } = self.sweep(request, body, lead).await;
+        self.tried(left?, ended, too_slow, (brought, came))
     }
 
     /// What follows from the end of an answer.
@@ -302,7 +306,7 @@ impl Fetcher {
         request: Request,
         ended: Option<Result<(), SourceError>>,
         too_slow: bool,
-        brought: bool,
+        (brought, came): (bool, Option<Came>),
     ) -> Option<Tried> {
         match ended {
             None => {
@@ -314,7 +318,7 @@ impl Fetcher {
                 self.give_up(request, &error);
                 None
             }
-            Some(ended) => Some(Tried { left: request, error: ended.err(), brought }),
+            Some(ended) => Some(Tried { left: request, error: ended.err(), brought, came }),
         }
     }
 

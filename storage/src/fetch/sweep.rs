@@ -23,6 +23,9 @@ use crate::source::SourceError;
 use crate::upstream::pace::{LEAST_WANTED, TooSlow};
 use crate::upstream::{Body, SourceId, Urgency};
 
+/// Between two looks whether another source could send just what readers wait for: as long as a body may stall while there is one.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// Those that can be joined: one a blob.
 #[derive(Debug, Default)]
 pub(super) struct Sweeps(Mutex<HashMap<Digest, Arc<Sweep>>>);
@@ -40,9 +43,40 @@ struct State {
     /// The first chunk that has not passed.
     next: u32,
     joined: Vec<Joined>,
-    /// Something that passed was of use.
+    /// Something that passed was of use, or what has joined is better asked for elsewhere: that is done without a pause.
     brought: bool,
+    came: Option<Came>,
     ended: bool,
+}
+
+/// How far an answer came, and when.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Came {
+    /// The place in the blob that follows its last byte.
+    end: u64,
+    when: Instant,
+}
+
+/// When a request's answers last got further.
+#[derive(Debug)]
+pub(super) struct Progress {
+    pub(super) last: Instant,
+    /// As far as any whole answer came. One that breaks off there again and again is no progress.
+    furthest: u64,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        Self { last: Instant::now(), furthest: 0 }
+    }
+
+    /// A whole answer has ended. What passes before the bytes that are wanted shows that it was on its way to them.
+    pub(super) fn whole_answer(&mut self, came: Option<Came>) {
+        if let Some(came) = came.filter(|came| came.end > self.furthest) {
+            self.furthest = came.end;
+            self.last = self.last.max(came.when);
+        }
+    }
 }
 
 /// What becomes of a request that is to join an answer.
@@ -59,6 +93,7 @@ pub(super) struct Back {
     pub(super) request: Request,
     /// It was of use to somebody.
     pub(super) brought: bool,
+    pub(super) came: Option<Came>,
 }
 
 /// A request that is not made, as what it wants is on its way.
@@ -120,14 +155,14 @@ impl Drop for Lead<'_> {
         if let Some((sweeps, blob)) = self.listed {
             sweeps.lock().remove(&blob);
         }
-        let (joined, brought) = {
+        let (joined, brought, came) = {
             let mut state = self.sweep.state();
             state.ended = true;
-            (std::mem::take(&mut state.joined), state.brought)
+            (std::mem::take(&mut state.joined), state.brought, state.came)
         };
         for Joined { request, back } in joined {
             // Nobody waits for it when its reader has gone.
-            let _ = back.send(Back { request, brought });
+            let _ = back.send(Back { request, brought, came });
         }
     }
 }
@@ -164,13 +199,13 @@ pub(super) struct Swept {
     pub(super) ended: Option<Result<(), SourceError>>,
     /// Something of it was of use.
     pub(super) brought: bool,
+    pub(super) came: Option<Came>,
     pub(super) too_slow: bool,
 }
 
 impl Fetcher {
-    /// Waits for a whole answer that is under way and has what a request wants. `None` if it brought all of it. `progress` is when something
-    /// last came.
-    pub(super) async fn ride_along(&self, mut request: Request, progress: &mut Instant) -> Option<Request> {
+    /// Waits for a whole answer that is under way and has what a request wants. `None` if it brought all of it.
+    pub(super) async fn ride_along(&self, mut request: Request, progress: &mut Progress) -> Option<Request> {
         loop {
             let record = request.blob().record();
             // Those that heed ranges are asked as soon as they can be.
@@ -181,52 +216,57 @@ impl Fetcher {
                 Joining::Alone(request) => return Some(request),
                 Joining::Waiting(waiting) => {
                     let back = waiting.await.ok()?;
-                    if back.brought {
-                        *progress = Instant::now();
-                    }
+                    progress.whole_answer(back.came);
                     request = back.request;
                 }
             }
         }
     }
 
-    /// Takes apart a whole blob that is the answer to a request. Goes on to its end as long as the cache takes what passes.
+    /// Takes apart a whole blob that is the answer to a request. Goes on as long as somebody has joined it; and if others can join it,
+    /// as long as what is to come of it is not in the cache and can be kept there.
     pub(super) async fn sweep(self: &Arc<Self>, request: Request, mut body: Body, lead: Option<Lead<'_>>) -> Swept {
         let blob = Arc::clone(request.blob());
         let lead = lead.unwrap_or_else(|| Lead { sweep: Arc::default(), listed: None });
         let mut waiting = match lead.sweep.join(request) {
             Joining::Waiting(waiting) => waiting,
             Joining::Alone(left) => {
-                return Swept { left: Some(left), ended: Some(Ok(())), brought: false, too_slow: false };
+                return Swept { left: Some(left), ended: Some(Ok(())), brought: false, came: None, too_slow: false };
             }
         };
-        let ended = self.take_apart(&blob, &mut body, &lead.sweep).await;
+        let ended = self.take_apart(&blob, &mut body, &lead).await;
         let too_slow = body.was_too_slow();
         if matches!(ended, Some(Ok(()))) {
             body.finish();
         }
-        let brought = lead.sweep.state().brought;
+        let (brought, came) = {
+            let state = lead.sweep.state();
+            (state.brought, state.came)
+        };
         drop(lead);
-        Swept { left: waiting.try_recv().ok().map(|back| back.request), ended, brought, too_slow }
+        Swept { left: waiting.try_recv().ok().map(|back| back.request), ended, brought, came, too_slow }
     }
 
     async fn take_apart(
         self: &Arc<Self>,
         blob: &Arc<Blob>,
         body: &mut Body,
-        sweep: &Sweep,
+        lead: &Lead<'_>,
     ) -> Option<Result<(), SourceError>> {
-        let (mut stream, record) = (Stream { at: 0, piece: Bytes::new() }, blob.record());
+        let sweep = &*lead.sweep;
+        let (mut stream, record) = (Stream { at: 0, piece: Bytes::new(), look: Instant::now() + LOOK }, blob.record());
+        let mut missing = Missing { blob, next: record.first_chunk.0 };
         for chunk in record.chunks() {
             // Those for whom the index is damaged are told when they ask for themselves.
             let Ok(place) = blob.chunk(chunk).map(|record| record.compressed_range()) else { return Some(Ok(())) };
-            if !sweep.is_joined().0 && !self.keeps(blob) {
+            let mut is_kept = || lead.listed.is_some() && self.keeps(blob) && missing.is_any_from(chunk);
+            if !sweep.is_joined().0 && !is_kept() {
                 return Some(Ok(()));
             }
             let mut stored = BytesMut::with_capacity(usize::try_from(place.end - place.start).unwrap_or(0));
             while stream.at < place.end {
                 if stream.piece.is_empty() {
-                    match self.next_piece(body, sweep).await? {
+                    match self.next_piece(blob, body, sweep, &mut stream).await? {
                         Ok(Some(piece)) => stream.piece = piece,
                         Ok(None) => return Some(Ok(())),
                         Err(error) => return Some(Err(error)),
@@ -251,12 +291,30 @@ impl Fetcher {
         }
     }
 
-    async fn next_piece(&self, body: &mut Body, sweep: &Sweep) -> Option<Result<Option<Bytes>, SourceError>> {
+    /// The next piece of the answer; none after its last one, and when readers would do better without it.
+    async fn next_piece(
+        &self,
+        blob: &Blob,
+        body: &mut Body,
+        sweep: &Sweep,
+        stream: &mut Stream,
+    ) -> Option<Result<Option<Bytes>, SourceError>> {
         let wanted = sweep.is_joined().1;
+        if wanted && stream.look <= Instant::now() {
+            stream.look = Instant::now() + LOOK;
+            if self.upstream.heeds_elsewhere(body.source(), blob.record()) {
+                tracing::debug!(blob = %blob.record().digest, "a whole answer is left for a source that heeds ranges");
+                sweep.state().brought = true;
+                return Some(Ok(None));
+            }
+        }
         body.set_urgency(if wanted { Urgency::Waiting } else { Urgency::Ahead });
         let since = Instant::now();
         let piece = self.unless_stopped(body.next()).await?;
         let bytes = piece.as_ref().ok().and_then(Option::as_ref).map_or(0, Bytes::len);
+        if bytes > 0 {
+            sweep.state().came = Some(Came { end: stream.at + bytes as u64, when: Instant::now() });
+        }
         for slow in sweep.count(since.elapsed(), bytes, self.grace()) {
             self.fail(slow.request, TooSlow(LEAST_WANTED).into());
         }
@@ -273,6 +331,10 @@ impl Fetcher {
         source: SourceId,
     ) -> Option<bool> {
         let length = bytes.len() as u64;
+        // Before the chunk has passed or is in this answer's charge, so that a reader that wants it meanwhile joins and goes on at once.
+        if self.keeps(blob) && !blob.is_present(chunk) {
+            self.admit(sweep, length).await?;
+        }
         if let Some(mut joined) = sweep.pass(chunk) {
             self.metrics.fetched_bytes[joined.request.priority()].inc_by(length);
             joined.request.begin_anew(source);
@@ -287,15 +349,22 @@ impl Fetcher {
             return Some(false);
         }
         let Some(claim) = blob.claim_absent(chunk..chunk + 1).pop() else { return Some(false) };
-        if !sweep.is_joined().0 {
+        self.keep(claim, bytes, source).await;
+        Some(true)
+    }
+
+    /// Waits until so many bytes that nobody wants are admitted, or somebody joins: what is wanted is not held up.
+    async fn admit(&self, sweep: &Sweep, bytes: u64) -> Option<()> {
+        let admitted = self.unless_stopped(self.rate.admit(bytes));
+        tokio::pin!(admitted);
+        // The news may be old: of requests that have been satisfied since.
+        while !sweep.is_joined().0 {
             tokio::select! {
-                admitted = self.unless_stopped(self.rate.admit(length)) => admitted?,
-                // What somebody wants is not held up.
+                admitted = &mut admitted => return admitted,
                 () = sweep.news.notified() => {}
             }
         }
-        self.keep(claim, bytes, source).await;
-        Some(true)
+        Some(())
     }
 
     /// Keeps a chunk that nobody has asked for. Waits while others are decoded, so that they do not gather.
@@ -315,11 +384,29 @@ impl Fetcher {
     }
 }
 
+/// The first chunk of a blob that is not in the cache, as far as was looked.
+struct Missing<'a> {
+    blob: &'a Blob,
+    next: u32,
+}
+
+impl Missing<'_> {
+    /// Whether a chunk is missing, of those from one on. All calls together look at each chunk once, and at one again for each call.
+    fn is_any_from(&mut self, chunk: u32) -> bool {
+        let mut rest = self.next.max(chunk)..self.blob.record().chunks().end;
+        // One that is on its way counts: whoever asked for it may be about to join.
+        self.next = rest.find(|chunk| !self.blob.is_present(*chunk)).unwrap_or(rest.end);
+        self.next < rest.end
+    }
+}
+
 /// The bytes of a whole blob.
 struct Stream {
     /// Place of the next one.
     at: u64,
     piece: Bytes,
+    /// When to look next for a better source.
+    look: Instant,
 }
 
 impl Stream {

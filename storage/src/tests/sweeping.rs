@@ -3,6 +3,8 @@
 use tokio::sync::Semaphore;
 
 use super::*;
+use crate::cache::Limit;
+use crate::metrics::Priority;
 use crate::source::Answer;
 
 /// A source that answers with the whole blob as long as it is told to, and counts what it sends.
@@ -190,6 +192,10 @@ async fn the_bound_on_what_nobody_waits_for_holds_up_no_reader() {
     process.read_chunk(100).await.unwrap();
     process.read_chunk(200).await.unwrap();
     process.read_chunk(50).await.unwrap();
+    // One of these is the chunk that is held up just then.
+    for chunk in 200..240 {
+        tokio::time::timeout(PATIENCE, process.read_chunk(chunk)).await.expect("a reader is not held up").unwrap();
+    }
     assert_eq!(source.begun(), 1);
     assert!(source.taken() < image.blob.len(), "nobody has asked for the rest");
 }
@@ -264,4 +270,66 @@ async fn wrong_bytes_and_wrong_lengths_of_whole_answers_reach_nobody() {
             reader.metrics.source_errors.get("whole", "bad_answer").get() > 0
         })
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_breaks_off_after_a_long_time_is_followed_by_another_sources() {
+    // Nothing of what passes is of use, as the cache does not keep the blob; and it takes longer than an outage may last.
+    let image = Image::new(300);
+    let (whole, ranges) = (Whole::new(&image, 1), image.registry());
+    *whole.cut.lock().unwrap() = Some(image.blob.len() - PIECE);
+    whole.hold();
+    // Out of order when the read begins, so that it is not preferred before anybody has asked it again.
+    ranges.play([Trick::Refuse]);
+    let sources: Vec<Arc<dyn BlobSource>> = vec![ranges.clone(), whole.clone()];
+    let options = CacheOptions { limit: Limit::Bytes(1 << 20), ..CacheOptions::default() };
+    let cache = Cache::open(&image.state(), options, Arc::default()).unwrap();
+    let mut parts = Parts::new(image.index(), sources.clone(), cache, Handle::current());
+    let policy = Policy { outage_limit: OUTAGE_LIMIT, ..Policy::default() };
+    parts.upstream = Upstream::new(sources, policy, Arc::clone(&parts.metrics));
+    let process = Process { image: &image, reader: Arc::new(Reader::new(parts)) };
+    let pieces = image.blob.len().div_ceil(PIECE);
+    let drip = async {
+        for _ in 0..pieces {
+            tokio::time::sleep(OUTAGE_LIMIT * 2 / u32::try_from(pieces).unwrap()).await;
+            whole.pieces.add_permits(1);
+        }
+    };
+    let (read, ()) = tokio::join!(process.read_chunk(299), drip);
+    read.unwrap();
+    assert_eq!((whole.begun(), whole.taken()), (1, image.blob.len() - PIECE));
+    assert!(ranges.requests().len() > 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_answer_ends_when_nothing_is_left_to_come() {
+    let image = Image::new(300);
+    let source = Whole::new(&image, 0);
+    let process = image.process_of(vec![source.clone()]);
+    process.read(100 * CHUNK..300 * CHUNK).await.unwrap();
+    *source.whole.lock().unwrap() = 1;
+    process.read_chunk(20).await.unwrap();
+    process.until("the answer ends", |reader| reader.metrics.in_flight_requests[Priority::Demand].get() == 0).await;
+    assert_eq!(source.begun(), 1);
+    assert!(source.taken() < image.blob.len() / 2, "{} bytes", source.taken());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_leave_a_whole_answer_for_a_source_that_heeds_ranges() {
+    let image = Image::new(300);
+    let (whole, ranges) = (Whole::new(&image, usize::MAX), image.registry());
+    whole.hold();
+    let process = image.process_of(vec![whole.clone()]);
+    let (read, ()) = tokio::join!(process.read_chunk(299), async {
+        process.until_it_comes(&whole).await;
+        process.reader.upstream().add(vec![ranges.clone()]);
+        // Slow, but it neither stalls nor is it slower than a reader can bear.
+        while ranges.requests().is_empty() && whole.taken() < image.blob.len() {
+            whole.pieces.add_permits(1);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    read.unwrap();
+    assert!(!ranges.requests().is_empty());
+    assert!(whole.taken() < image.blob.len(), "and the rest of it is not waited for");
 }

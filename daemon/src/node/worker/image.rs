@@ -298,9 +298,11 @@ pub(super) struct Image {
 }
 
 impl Image {
-    /// Requests with equal keys share the image, whatever they call it.
-    pub(super) fn key(manifest: &str, mode: Served, data: &DataOptions) -> String {
-        let DataOptions { sources, outage_limit, prefetch, registry: _ } = data;
-        format!("{manifest} {mode} {sources:?} {outage_limit:?} {prefetch:?}")
+    /// Requests with equal keys share the image, whatever they call it. `configured` is whether every image has sources besides its own.
+    pub(super) fn key(manifest: &str, mode: Served, data: &DataOptions, configured: bool) -> String {
+        let DataOptions { sources, outage_limit, prefetch, registry } = data;
+        // Sources besides the image's own are opened once for all who share it, with the logins and certificates of one of them.
+        let shared = (configured || !sources.is_empty()).then_some(registry);
+        format!("{manifest} {mode} {sources:?} {outage_limit:?} {prefetch:?} {shared:?}")
     }
 }

@@ -40,6 +40,15 @@ impl Reference {
     }
 }
 
+/// Adds the names that mounts of an image hold and that its record lacks, as records lose them in the hands of an older worker.
+pub(super) fn complete(known: &mut Vec<Reference>, held: impl IntoIterator<Item = Reference>) {
+    for reference in held {
+        if !known.iter().any(|other| other.is_like(&reference)) {
+            known.push(reference);
+        }
+    }
+}
+
 /// Those of one image, in the order in which their sources are asked.
 #[derive(Debug, Default)]
 pub(super) struct References(Vec<Held>);
@@ -210,9 +219,13 @@ impl Worker {
     }
 
     fn live(&self, place: &std::path::Path) -> Result<MountRecord, ApiError> {
-        match self.tables().mounts.get(place) {
+        let later = |what: &str| ApiError::new(ErrorKind::Unavailable, format!("{} {what}; try again", place.display()));
+        let tables = self.tables();
+        match tables.mounts.get(place) {
+            Some(Mount::Live(record)) if tables.restoring.contains(&record.slot) => Err(later("is served again soon")),
             Some(Mount::Live(record)) => Ok(record.clone()),
-            _ => Err(ApiError::new(ErrorKind::NotFound, format!("{} is not a lazo mount", place.display()))),
+            Some(Mount::Making(_)) => Err(later("is being mounted")),
+            Some(Mount::Ending(_)) | None => Err(ApiError::new(ErrorKind::NotFound, format!("{} is not a lazo mount", place.display()))),
         }
     }
 
@@ -246,7 +259,8 @@ mod tests {
     use lazo_storage::metrics::Metrics;
 
     use super::*;
-    use crate::node::protocol::RegistryOptions;
+    use crate::node::protocol::{RegistryOptions, Served};
+    use crate::node::worker::state::DataOptions;
 
     fn named(image: &str, used: u64) -> Reference {
         Reference { image: image.to_owned(), registry: RegistryOptions::default(), used }
@@ -259,6 +273,31 @@ mod tests {
 
     fn names(references: &References) -> Vec<String> {
         references.list().into_iter().map(|reference| reference.image).collect()
+    }
+
+    #[test]
+    fn logins_of_sources_besides_an_images_own_are_not_shared() {
+        let data = |sources: &[&str], authfile: &str| DataOptions {
+            sources: sources.iter().map(|source| (*source).to_owned()).collect(),
+            registry: RegistryOptions { authfile: Some(authfile.into()), ..RegistryOptions::default() },
+            ..DataOptions::default()
+        };
+        let is_shared = |sources: &[&str], configured| {
+            let [one, other] = ["/one", "/other"]
+                .map(|authfile| Image::key("sha256:00", Served::Erofs, &data(sources, authfile), configured));
+            one == other
+        };
+        assert!(is_shared(&[], false), "each name brings its own");
+        assert!(!is_shared(&["https://a.example/"], false));
+        assert!(!is_shared(&[], true));
+    }
+
+    #[test]
+    fn names_that_a_record_has_lost_are_those_of_its_mounts() {
+        let mut known = vec![named("docker://a.example/r:1", 1)];
+        complete(&mut known, ["docker://a.example/r:2", "docker://b.example/r:1"].map(|image| named(image, 2)));
+        let images: Vec<&str> = known.iter().map(|reference| reference.image.as_str()).collect();
+        assert_eq!(images, ["docker://a.example/r:1", "docker://b.example/r:1"]);
     }
 
     #[test]

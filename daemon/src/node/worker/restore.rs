@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use super::blobs::{ABOUT_NAME, Blobs, Trim, file_name};
 use super::image::{Image, Wanted};
 use super::mounts::{Mount, TREE_THREADS, refused, request_of, strange, tree_name};
-use super::references::References;
+use super::references::{self, References};
 use super::state::{ImageRecord, MountRecord};
 use super::{BLOBS, Worker};
 use crate::error::{Error, Result};
@@ -180,16 +180,26 @@ impl Worker {
     async fn restore_image(self: Arc<Self>, record: ImageRecord, device: Option<OwnedFd>) {
         let slot = record.slot;
         let opened = match Wanted::of_record(&record) {
-            Ok(wanted) => self.open(wanted).await.map(|(_, opened)| opened),
+            Ok(mut wanted) => {
+                let held: Vec<_> = {
+                    let tables = self.tables();
+                    let users = tables.mounts.values().filter_map(Mount::record).filter(|mount| mount.slot == slot);
+                    users.flat_map(MountRecord::references).collect()
+                };
+                references::complete(&mut wanted.references, held);
+                self.open(wanted).await.map(|(_, opened)| opened)
+            }
             Err(error) => Err(error),
         };
-        let key = Image::key(&record.manifest, record.mode, &record.data);
+        let key = Image::key(&record.manifest, record.mode, &record.data, !self.sources.is_empty());
         let (references, fs) = (References::default(), Err(String::new()));
         let mut image = Image { key, references, fs, plain: Vec::new(), mounts: 0, record };
         match opened {
             Ok(opened) => {
                 let (fs, references) = self.file_system(opened, &image.record.data);
                 image.references = references;
+                image.record.refer(image.references.list());
+                self.save(&image);
                 image.fs = match self.serve_again(&mut image, &fs, device).await {
                     Ok(()) => Ok(fs),
                     Err(error) => {

@@ -64,7 +64,8 @@ pub(super) struct Reference {
     pub(super) used: u64,
 }
 
-/// Where an image's data comes from, as requested. Mounts with equal ones, but for how registries are reached, share the image.
+/// Where an image's data comes from, as requested. Mounts with equal ones share the image. How registries are
+/// reached may differ if there are no sources besides the image's own.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct DataOptions {
     #[serde(default)]

@@ -59,4 +59,14 @@ impl Board {
         let mut asked = self.sources.keys().filter(|source| well(source)).peekable();
         asked.peek().is_some() && asked.all(|source| self.sends_whole(*source, now))
     }
+
+    /// Whether a source other than this one is healthy and is not known to have ignored a range since it last heeded one. However long
+    /// ago: a reader changes from one whole answer to another source's once at most.
+    pub(in crate::upstream) fn heeds_elsewhere(&self, source: SourceId, blob: Digest, now: Instant) -> bool {
+        let others = self.sources.iter().filter(|(other, _)| **other != source);
+        others.filter(|(_, health)| health.whole.is_none()).any(|(other, _)| {
+            let (passage, skip) = self.look(*other, blob, now);
+            matches!(passage, Passage::Free) && skip.is_none()
+        })
+    }
 }

@@ -47,7 +47,7 @@ impl Worker {
         mut opened: Opened,
     ) -> Result<u32, ApiError> {
         let manifest = opened.image.manifest_digest().to_string();
-        let key = Image::key(&manifest, mode, &wanted.data);
+        let key = Image::key(&manifest, mode, &wanted.data, !self.sources.is_empty());
         let lock = Arc::clone(self.tables().making.entry(key.clone()).or_default());
         let held = lock.lock().await;
         let result = match self.join_image(&key, &mut opened) {
