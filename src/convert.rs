@@ -150,9 +150,11 @@ impl Args {
             return Err(UsageError(reason.to_owned()).into());
         }
         let shared = if all_said { None } else { global.login()? };
+        // Both sides share connections and logins, as far as these are the same.
+        let both = global.options_without_login();
         let side = |creds: &Option<Creds>, insecure: bool| {
             let own = creds.as_ref().map(Creds::login).transpose()?;
-            let options = global.options_without_login();
+            let options = both.clone();
             anyhow::Ok(lazo_registry::Options {
                 login: own.or_else(|| shared.clone()),
                 insecure: options.insecure || insecure,

@@ -31,7 +31,8 @@ pub(crate) struct Global {
     /// Trust this CA certificate (PEM) besides the system's; may be repeated
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) ca: Vec<PathBuf>,
-    /// Accept any certificate of the registry that the image names, and plain HTTP where it has no TLS; mirrors are not concerned
+    /// Accept any certificate of the registry that the image names, and plain HTTP where it has no TLS; mirrors are not concerned, and
+    /// what a hosts.toml says of the registry comes before this
     #[arg(long, global = true)]
     pub(crate) insecure: bool,
     /// Log in to the registry that the image names with this; without a password, it is asked for, or read from standard input. Whoever
@@ -64,20 +65,27 @@ pub(crate) struct Global {
 pub(crate) struct Creds(String);
 
 impl Creds {
-    /// The password, asked for, if it was not given.
-    pub(crate) fn asked_password(&self) -> anyhow::Result<Option<String>> {
-        if self.0.contains(':') || self.0.is_empty() { Ok(None) } else { login::password_of(&self.0).map(Some) }
+    /// `USER:PASSWORD`; the password is asked for if it was not given.
+    ///
+    /// # Errors
+    /// When there is no password.
+    pub(crate) fn complete(&self) -> anyhow::Result<String> {
+        let user = self.0.split(':').next().unwrap_or_default();
+        if user.is_empty() {
+            bail!("--creds: the user's name is missing; expected USER[:PASSWORD]");
+        }
+        if user.len() < self.0.len() {
+            return Ok(self.0.clone());
+        }
+        Ok(format!("{user}:{}", login::password_of(user)?))
     }
 
     /// # Errors
-    /// When there is no password.
+    /// As [`Self::complete`].
     pub(crate) fn login(&self) -> anyhow::Result<Login> {
-        match self.0.split_once(':') {
-            Some(("", _)) => bail!("--creds: the user's name is missing; expected USER[:PASSWORD]"),
-            Some((user, password)) => Ok(Login::new(user, password)),
-            None if self.0.is_empty() => bail!("--creds: the user's name is missing; expected USER[:PASSWORD]"),
-            None => Ok(Login::new(self.0.as_str(), login::password_of(&self.0)?)),
-        }
+        let complete = self.complete()?;
+        let (user, password) = complete.split_once(':').unwrap_or_default();
+        Ok(Login::new(user, password))
     }
 }
 

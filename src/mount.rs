@@ -4,6 +4,7 @@
 //! standard output, that the mount can be used, or why not.
 
 mod node;
+mod secrets;
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -25,6 +26,7 @@ use lazo_storage::cache::{CacheOptions, Limit, parse_size};
 use lazo_storage::{Policy, SourceSpec, SpecError};
 use rustix::process::{Signal, set_parent_process_death_signal};
 
+use self::secrets::Secrets;
 use crate::global::{Creds, Global};
 use crate::{logfile, output};
 
@@ -273,7 +275,13 @@ impl Args {
     }
 
     fn serve_in_background(&self, global: &Global, log: &Path) -> anyhow::Result<()> {
-        let served = self.options(global).and_then(|options| {
+        let options = Secrets::receive().and_then(|secrets| {
+            let mut global = global.clone();
+            global.creds = secrets.creds.map(Creds::from);
+            let sources: Result<_, SpecError> = secrets.sources.iter().map(|source| source.parse()).collect();
+            Ok(MountOptions { sources: sources?, ..self.options(&global)? })
+        });
+        let served = options.and_then(|options| {
             // Nobody wants the mount any more when the command is gone before there is one.
             set_parent_process_death_signal(Some(Signal::TERM)).context("cannot ask to hear of the command's end")?;
             rustix::process::setsid().context("cannot leave the session of the terminal")?;
@@ -295,19 +303,23 @@ impl Args {
         let file = logfile::open(&log).with_context(failed)?;
         let log_start = file.metadata().with_context(failed)?.len();
         // The process that serves has no terminal to ask on.
-        let password = global.creds.as_ref().map(Creds::asked_password).transpose()?.flatten();
+        let secrets = Secrets {
+            creds: global.creds.as_ref().map(Creds::complete).transpose()?,
+            sources: self.data.source.iter().map(|source| source.text.clone()).collect(),
+        };
         let mut child = Command::new("/proc/self/exe")
             .arg0("lazo")
-            .args(std::env::args_os().skip(1))
+            .args(secrets::without(std::env::args_os().skip(1)))
             .env(LOG, &log)
-            .stdin(if password.is_some() { Stdio::piped() } else { Stdio::null() })
+            .env_remove(secrets::VARIABLE)
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(file)
             .spawn()
             .context("cannot start the process that is to serve the mount")?;
-        if let (Some(mut stdin), Some(password)) = (child.stdin.take(), password) {
+        if let Some(stdin) = child.stdin.take() {
             // An error: the process has ended, and says why below.
-            let _ = writeln!(stdin, "{password}");
+            let _ = serde_json::to_writer(stdin, &secrets);
         }
         let mut said = String::new();
         if let Some(mut pipe) = child.stdout.take() {

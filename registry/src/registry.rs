@@ -25,7 +25,7 @@ use reqwest::{
 };
 
 use self::{
-    faces::{Face, Faces, is_right, is_suspect},
+    faces::{Answer, Face, Faces, is_registrys, leads_to},
     targets::Targets,
 };
 use crate::{
@@ -116,11 +116,9 @@ impl Registry {
             (true, "/v2") => format!("{}://{authority}", scheme(*tls)),
             (true, path) => format!("{}://{authority}{path}", scheme(*tls)),
         };
-        if options.insecure && !mirror && options.shared.is_first_insecure(authority) {
-            tracing::warn!(
-                host = authority,
-                "its certificate is not looked at, and plain HTTP is spoken where it has no TLS"
-            );
+        if options.insecure && !mirror && transport.skip_verify && *tls && options.shared.is_first_insecure(authority) {
+            let plain = if other.is_some() { ", and plain HTTP is spoken if it has no TLS" } else { "" };
+            tracing::warn!(host = authority, "its certificate is not looked at{plain}");
         }
         let faces = Faces { usual, other, authority: authority.clone(), shared: options.shared.clone() };
         Ok(Self(Arc::new(Inner {
@@ -144,6 +142,11 @@ impl Registry {
     /// The registry's as references name it, without tag and digest; a mirror's is its address.
     pub(crate) fn name(&self) -> &str {
         &self.0.name
+    }
+
+    /// Host and port, where this is another host than the one that the reference names.
+    pub(crate) fn stands_in(&self) -> Option<&str> {
+        self.0.namespace.as_ref().map(|_| self.0.faces.authority.as_str())
     }
 
     pub(crate) fn may(&self) -> Abilities {
@@ -223,17 +226,31 @@ impl Registry {
         let faces = &self.0.faces;
         let face = faces.now();
         let first = self.pursue_at(face, call, faces.at(face, &url)).await;
-        let Some(other) = faces.instead_of(face).filter(|_| is_suspect(face, &first)) else { return first };
+        let Some(other) = faces.instead_of(face).filter(|other| first.is_suspect(face, other)) else {
+            return first.result;
+        };
         let second = self.pursue_at(other, call, faces.at(other, &url)).await;
-        if !is_right(other, &second, &first) {
-            return first;
+        if second.is_registrys {
+            faces.remember(other);
         }
-        faces.remember(other);
-        second
+        if second.counts_more(other, face, &first) { second.result } else { first.result }
     }
 
     /// [`Self::pursue`] with the host asked by TLS or not, as `face` has it.
-    async fn pursue_at(&self, face: &Face, call: &Call<'_>, url: Url) -> Result<(Response, Option<Duration>)> {
+    async fn pursue_at(&self, face: &Face, call: &Call<'_>, url: Url) -> Answer {
+        let mut is_registrys = false;
+        let result = self.follow(face, call, url, &mut is_registrys).await;
+        Answer { result, is_registrys }
+    }
+
+    /// Logs in and follows redirects; and notes whether the host has answered as registries do.
+    async fn follow(
+        &self,
+        face: &Face,
+        call: &Call<'_>,
+        url: Url,
+        noted: &mut bool,
+    ) -> Result<(Response, Option<Duration>)> {
         let (http, auth) = (&self.0.http, &face.auth);
         let mut way = Way::new(call.what, url, &face.base, self.0.insecure_redirects);
         let (mut logins, mut reconsidered) = (0, false);
@@ -250,6 +267,11 @@ impl Registry {
             };
             let response = http.send(&self.request(call, way.url(), own), authorization.as_ref()).await?;
             let status = response.status();
+            // Storage that sends what was asked for has been named by a registry.
+            *noted |= if own { is_registrys(&response) } else { status.is_success() };
+            if own && self.0.faces.instead_of(face).is_some_and(|other| leads_to(&response, other)) {
+                return Ok((response, lifetime));
+            }
             if status == StatusCode::UNAUTHORIZED && own && logins < MAX_LOGINS {
                 logins += 1;
                 fresh = auth.challenged(http, response.headers(), &call.scopes, authorization.as_ref()).await?;
@@ -379,7 +401,7 @@ impl Approach {
         let open = reference.is_loopback() && !options.loopback_tls && !host.speaks_tls();
         let other = host.server.is_none() && !options.plain_http && (open || insecure);
         let mut transport = transport(host, options);
-        transport.skip_verify |= insecure;
+        transport.skip_verify = host.skip_verify.unwrap_or(insecure);
         Self { server, mirror, other, transport }
     }
 }
@@ -425,7 +447,6 @@ fn transport(host: &HostConfig, options: &Options) -> Transport {
     let mut transport = Http::usual_transport(options);
     transport.ca.extend(host.ca.iter().cloned());
     transport.identity.clone_from(&host.identity);
-    transport.skip_verify = host.skip_verify.unwrap_or_default();
     transport.connect_timeout = host.dial_timeout.unwrap_or(options.connect_timeout);
     transport.proxy.clone_from(&host.proxy);
     transport

@@ -252,10 +252,23 @@ pub(crate) async fn open_for_push(reference: &DockerRef, options: &Options) -> R
     Registry::new(reference, host, options)
 }
 
-/// The registry itself, or what stands for it.
+/// The registry itself.
+///
+/// # Errors
+/// When another host stands for it, which its login is never sent to.
 pub(crate) async fn open_for_login(reference: &DockerRef, options: &Options) -> Result<Registry> {
     let hosts = load_hosts(reference, options).await?;
-    Registry::new(reference, hosts.last().unwrap_or(&HostConfig::default()), options)
+    let registry = Registry::new(reference, hosts.last().unwrap_or(&HostConfig::default()), options)?;
+    match registry.stands_in() {
+        None => Ok(registry),
+        Some(authority) => {
+            let reason = format!(
+                "its hosts.toml names {authority} as the server, which gets that host's own login and no other: give \
+                 {authority} to `lazo login`, or another directory to --hosts-dir"
+            );
+            Err(Error::Credentials { host: reference.host.clone(), reason })
+        }
+    }
 }
 
 async fn load_hosts(reference: &DockerRef, options: &Options) -> Result<Vec<HostConfig>> {

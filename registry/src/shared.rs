@@ -5,7 +5,7 @@ use std::{
     num::NonZeroUsize,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lru::LruCache;
@@ -21,6 +21,9 @@ const MAX_LOGINS: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 
 /// Hosts of which it is kept what they were found to speak: a node has a handful on itself.
 const MAX_FOUND: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+/// How long that is believed: a request in five minutes that is made twice costs nothing, and a server that was set up
+/// otherwise, or was mistaken for something else, is found again without a restart.
+const FOUND_HOLDS: Duration = Duration::from_secs(300);
 
 /// Connections and logins, shared by everything that is opened with clones of the same [`crate::Options`].
 #[derive(Clone)]
@@ -29,8 +32,8 @@ pub struct Shared(Arc<Mutex<State>>);
 struct State {
     clients: LruCache<ClientKey, Client>,
     logins: LruCache<LoginKey, Auth>,
-    /// Whether hosts speak TLS, by host and port, where it was found out.
-    found_tls: LruCache<String, bool>,
+    /// Whether hosts speak TLS, by host and port, where it was found out, and when that was.
+    found_tls: LruCache<String, (bool, Instant)>,
     /// Hosts of which it was said that they are insecure.
     insecure: LruCache<String, ()>,
 }
@@ -103,13 +106,17 @@ impl Shared {
         self.state().logins.get_or_insert(key, make).clone()
     }
 
-    /// Whether a host was found to speak TLS, or not to; `None` if it was as expected, or nothing is known.
+    /// Whether a host was found to speak TLS, or not to, a short while ago; `None` if it was as expected, or nothing is
+    /// known.
     pub(crate) fn found_tls(&self, authority: &str) -> Option<bool> {
-        self.state().found_tls.get(authority).copied()
+        let found = self.state().found_tls.get(authority).copied();
+        found.filter(|(_, since)| since.elapsed() < FOUND_HOLDS).map(|(tls, _)| tls)
     }
 
-    pub(crate) fn find_tls(&self, authority: &str, tls: bool) {
-        self.state().found_tls.put(authority.to_owned(), tls);
+    /// Keeps what was found out. Whether it is something else than before.
+    pub(crate) fn find_tls(&self, authority: &str, tls: bool) -> bool {
+        let before = self.state().found_tls.put(authority.to_owned(), (tls, Instant::now()));
+        before.is_none_or(|(before, _)| before != tls)
     }
 
     /// Whether nobody was told yet that a host is insecure.
@@ -137,5 +144,22 @@ impl Default for Shared {
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_found_out_holds_for_a_while() {
+        let shared = Shared::default();
+        assert!(shared.find_tls("h", false) && !shared.find_tls("h", false));
+        assert_eq!(shared.found_tls("h"), Some(false));
+        let long_ago = Instant::now().checked_sub(FOUND_HOLDS).expect("this machine has run for some minutes");
+        shared.state().found_tls.put("h".to_owned(), (false, long_ago));
+        assert_eq!(shared.found_tls("h"), None);
+        assert!(!shared.find_tls("h", false), "it is no news");
+        assert!(shared.find_tls("h", true));
     }
 }

@@ -111,6 +111,51 @@ fn a_login_can_be_given_and_certificates_be_passed_over() {
     let mounted = Mounted::adopt(&scratch, dir);
     assert_eq!(fs::read(mounted.path().join(FILE)).expect("the file").len(), 524_288);
     mounted.umount();
+    let missing = scratch.lazo_err([
+        "mount",
+        "--standalone",
+        "--creds",
+        ":x",
+        &image,
+        &scratch.dir("none").display().to_string(),
+    ]);
+    assert!(missing.contains("name is missing"), "{missing}");
+}
+
+#[test]
+fn the_process_that_serves_a_mount_shows_no_login() {
+    let scratch = Scratch::new();
+    let (_registry, image, certificate) = registry(&scratch);
+    let dir = scratch.dir("mount");
+    let source = "--source=http://someone:secret@127.0.0.1:1/";
+    let common = ["mount", "--standalone", "--ca", &certificate, source, &image];
+    for (arguments, variable) in
+        [(&["--creds", USER][..], None), (&[&format!("--creds={USER}")], None), (&[], Some(USER))]
+    {
+        let mut mount = scratch.lazo(common.iter().chain(arguments));
+        if let Some(value) = variable {
+            mount.env("LAZO_CREDS", value);
+        }
+        stdout_of(mount.arg(&dir));
+        let mounted = Mounted::adopt(&scratch, dir.clone());
+        assert_eq!(fs::read(mounted.path().join(FILE)).expect("the file").len(), 524_288);
+        let serving: Vec<String> = processes()
+            .filter(|process| process_file(process, "cmdline").contains(&*dir.to_string_lossy()))
+            .map(|process| process_file(&process, "cmdline") + &process_file(&process, "environ"))
+            .collect();
+        assert_eq!(serving.len(), 1, "{arguments:?}");
+        assert!(!serving[0].contains("secret"), "{}", serving[0]);
+        mounted.umount();
+    }
+}
+
+fn processes() -> impl Iterator<Item = std::path::PathBuf> {
+    let numbered = |path: &std::path::PathBuf| path.join("cmdline").exists();
+    fs::read_dir("/proc").expect("/proc").flatten().map(|entry| entry.path()).filter(numbered)
+}
+
+fn process_file(process: &Path, name: &str) -> String {
+    String::from_utf8_lossy(&fs::read(process.join(name)).unwrap_or_default()).into_owned()
 }
 
 #[test]
@@ -129,6 +174,18 @@ fn each_side_of_a_conversion_has_a_login_of_its_own() {
     let both = output_of(&mut convert(&ordinary, &there, &["--creds", USER, "--insecure", "--force"]));
     assert!(both.status.code() == Some(2) && text(&both).contains("--dest-creds"), "{}", text(&both));
     stdout_of(&mut convert(&ordinary, &there, &["--dest-creds", USER, "--dest-insecure", "--force"]));
+}
+
+#[test]
+fn both_sides_of_a_conversion_are_told_of_once() {
+    let scratch = Scratch::new();
+    let (secured, ..) = registry(&scratch);
+    let (ordinary, new) = (secured.image("ordinary:1"), secured.image("ordinary:lazo"));
+    let flags = ["--dest-tls-verify=false", "--dest-creds", USER];
+    skopeo_copy(&Corpus::get("small").image("gzip"), &ordinary, &flags);
+    let converted = output_of(&mut scratch.lazo(["convert", &ordinary, &new, "--creds", USER, "--insecure"]));
+    assert!(converted.status.success(), "{}", text(&converted));
+    assert_eq!(text(&converted).matches("certificate is not looked at").count(), 1, "{}", text(&converted));
 }
 
 /// A credential helper on a PATH of its own; the PATH.

@@ -5,9 +5,11 @@
 //! its rights. All that can be had from it is the answer of `docker-credential-NAME get`, the program being looked for
 //! in the daemon's own PATH.
 //!
-//! The worker sends a [`Question`] with one end of a socket, on which the answer comes. The process ends with the
-//! worker.
+//! The worker sends a [`Question`] with one end of a socket, on which the answer comes. All that ask the same at a time
+//! share a run, which ends when the last of them has closed its socket. The process ends with the worker, and by no
+//! signal that asks for an end before.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
@@ -18,11 +20,12 @@ use std::thread;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, Shared, WeakShared};
 use lazo_registry::{HELPER_TIMEOUT, HelperOutcome, RunHelper, run_helper};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::{harden, link};
@@ -32,6 +35,10 @@ use crate::error::{Error, Result};
 /// processes.
 const MAX_RUNNING: usize = 16;
 
+/// Questions that wait for answers, each with a socket: some for each image of a large node, and half of the files that
+/// a process may usually have open.
+const MAX_ASKING: usize = 512;
+
 /// Longest answer in bytes: JSON of what the registry crate reads of a helper, each byte in up to four characters.
 const MAX_ANSWER: usize = 512 << 10;
 
@@ -39,7 +46,7 @@ const MAX_ANSWER: usize = 512 << 10;
 const MAX_QUEUED: Duration = Duration::from_secs(30);
 
 /// A login that is asked for.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Question {
     /// Of the helper, without `docker-credential-`.
     name: String,
@@ -58,9 +65,13 @@ pub(super) struct Starting {
 impl Starting {
     /// Starts this program as the process for helpers. It has the rights that this process has now.
     pub(super) fn spawn() -> io::Result<Self> {
-        let (link, theirs) = link::pair()?;
         let mut command = Command::new("/proc/self/exe");
         command.arg0("lazo").args(["daemon", "--process", "helpers"]);
+        Self::spawn_program(command)
+    }
+
+    fn spawn_program(mut command: Command) -> io::Result<Self> {
+        let (link, theirs) = link::pair()?;
         let child = command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).spawn()?;
         Ok(Self { link, child })
     }
@@ -98,6 +109,10 @@ impl Helpers {
     }
 
     async fn ask(&self, question: Question) -> io::Result<HelperOutcome> {
+        if *self.ended.borrow() {
+            // A worker without a supervisor goes on without that process. Helpers that write nothing work here, too.
+            return run_helper(&question.name, &question.server).await;
+        }
         let (ours, theirs) = link::pair()?;
         {
             let link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
@@ -133,10 +148,9 @@ async fn receive(socket: OwnedFd) -> io::Result<Answer> {
     Ok(serde_json::from_slice(&body)?)
 }
 
-async fn reply(socket: OwnedFd, answer: &Answer) -> io::Result<()> {
+async fn reply(socket: &mut UnixStream, answer: &Answer) -> io::Result<()> {
     let body = serde_json::to_vec(answer)?;
     let length = u32::try_from(body.len()).map_err(io::Error::other)?;
-    let mut socket = stream(socket)?;
     socket.write_u32_le(length).await?;
     socket.write_all(&body).await
 }
@@ -147,32 +161,106 @@ fn stream(socket: OwnedFd) -> io::Result<UnixStream> {
     UnixStream::from_std(socket)
 }
 
+/// A helper that runs, or waits for its turn. It ends when nobody holds it any more.
+type Run = Shared<BoxFuture<'static, Arc<Answer>>>;
+
+/// What runs, by the questions that it answers.
+struct Desk {
+    running: Arc<Semaphore>,
+    asking: Arc<Semaphore>,
+    runs: HashMap<Question, WeakShared<BoxFuture<'static, Arc<Answer>>>>,
+}
+
+impl Desk {
+    fn new() -> Self {
+        let room = |places| Arc::new(Semaphore::new(places));
+        Self { running: room(MAX_RUNNING), asking: room(MAX_ASKING), runs: HashMap::new() }
+    }
+
+    /// Sees to it that a question is answered, if there is somebody to answer.
+    fn take(&mut self, question: Question, files: Vec<OwnedFd>) {
+        let Some(socket) = files.into_iter().next() else { return };
+        match Arc::clone(&self.asking).try_acquire_owned() {
+            Ok(place) => {
+                let run = self.run(question);
+                tokio::spawn(async move {
+                    answer(run, socket).await;
+                    drop(place);
+                });
+            }
+            Err(_) => {
+                let reason = format!("{MAX_ASKING} others wait for credential helpers; try again later");
+                tokio::spawn(async move { reply(&mut stream(socket)?, &Err(reason)).await });
+            }
+        }
+    }
+
+    fn run(&mut self, question: Question) -> Run {
+        // One that has ended answers no new question: a login that was refused is asked for again.
+        let lives = |run: &WeakShared<_>| run.upgrade().is_some_and(|run: Run| run.peek().is_none());
+        self.runs.retain(|_, run| lives(run));
+        if let Some(run) = self.runs.get(&question).and_then(WeakShared::upgrade) {
+            return run;
+        }
+        let (running, Question { name, server }) = (Arc::clone(&self.running), question.clone());
+        let run = async move {
+            let _turn = running.acquire().await;
+            Arc::new(run_helper(&name, &server).await.map_err(|error| error.to_string()))
+        };
+        let run = run.boxed().shared();
+        if let Some(weak) = run.downgrade() {
+            self.runs.insert(question, weak);
+        }
+        run
+    }
+}
+
+/// Passes an answer on, unless the asker closes its socket first.
+async fn answer(run: Run, socket: OwnedFd) {
+    let told = async {
+        let mut socket = stream(socket)?;
+        tokio::select! {
+            // Askers say nothing more.
+            _ = socket.read_u8() => Err(io::ErrorKind::BrokenPipe.into()),
+            answer = run => reply(&mut socket, &answer).await,
+        }
+    };
+    if let Err(error) = told.await {
+        tracing::debug!(%error, "nobody waits for a credential helper's answer any more");
+    }
+}
+
 /// Answers questions that come on stdin until the worker ends.
 ///
 /// # Errors
 /// When it cannot begin, or the worker cannot be understood.
 pub(super) fn run_helpers() -> Result<()> {
     harden::helpers().map_err(Error::io::<io::Error>("give up rights"))?;
+    serve()
+}
+
+fn serve() -> Result<()> {
     let failed = || Error::io::<io::Error>("start threads");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed())?;
-    let (tell, mut questions) = mpsc::unbounded_channel();
+    let (tell, mut questions) = mpsc::channel(MAX_RUNNING);
     // A thread that waits in a read cannot be ended: the process ends under it.
     let listen = move || loop {
         let question = link::receive::<Question>(rustix::stdio::stdin());
         let last = !matches!(question, Ok(Some(_)));
-        if tell.send(question).is_err() || last {
+        if tell.blocking_send(question).is_err() || last {
             return;
         }
     };
     thread::Builder::new().name("questions".into()).spawn(listen).map_err(failed())?;
     runtime.block_on(async {
-        let room = Arc::new(Semaphore::new(MAX_RUNNING));
+        // They are the worker's business. To ignore them would be passed on to the helpers.
+        let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+        let heard: io::Result<Vec<_>> = kinds.into_iter().map(signal).collect();
+        let _heard = heard.map_err(Error::io::<io::Error>("hear signals"))?;
+        let mut desk = Desk::new();
         while let Some(question) = questions.recv().await {
             match question {
-                Ok(Some((question, files))) => {
-                    let room = Arc::clone(&room);
-                    tokio::spawn(async move { answer(question, files, &room).await });
-                }
+                Ok(Some((question, files))) => desk.take(question, files),
                 Ok(None) => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
                 Err(error) => return Err(Error::io("understand the worker")(error)),
@@ -182,11 +270,5 @@ pub(super) fn run_helpers() -> Result<()> {
     })
 }
 
-async fn answer(question: Question, files: Vec<OwnedFd>, room: &Semaphore) {
-    let Some(socket) = files.into_iter().next() else { return };
-    let Ok(_turn) = room.acquire().await else { return };
-    let answer = run_helper(&question.name, &question.server).await.map_err(|error| error.to_string());
-    if let Err(error) = reply(socket, &answer).await {
-        tracing::debug!(%error, "nobody waits for a credential helper's answer any more");
-    }
-}
+#[cfg(test)]
+mod tests;

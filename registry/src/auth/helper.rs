@@ -1,7 +1,8 @@
 //! Credential helpers: programs called `docker-credential-NAME` that keep logins.
 //!
 //! `get` is given a server's name on its input and prints a login; `store` and `erase` keep and forget one. One that fails prints
-//! why, which is passed on, for nobody else knows.
+//! why, which is passed on, for nobody else knows. What it says to standard error is for the log alone: an error may be
+//! shown to people who may not read that.
 
 use std::{
     fmt, io,
@@ -12,6 +13,10 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
+use nix::{
+    sys::signal::{Signal, killpg},
+    unistd::Pid,
+};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
@@ -27,6 +32,8 @@ const MAX_COMPLAINT: usize = 4096;
 const LAST_WORDS: Duration = Duration::from_millis(200);
 /// Most characters of its own words that a message shows.
 const SHOWN: usize = 300;
+/// How names end of what nobody else may see: `Secret`, `access_token`.
+const SECRET_NAMES: [&str; 3] = ["secret", "password", "token"];
 /// The user name by which a helper says that the secret is an identity token.
 const TOKEN_USER: &str = "<token>";
 /// The protocol's way to say that there is no such login.
@@ -50,17 +57,39 @@ impl HelperOutcome {
         Self { success: status.success(), status: status.to_string(), output, complaint }
     }
 
-    /// Its own words when it has failed, fit for a message. What looks like a login is left out.
-    fn words(&self) -> String {
-        let clean = |bytes: &[u8]| {
-            let text = String::from_utf8_lossy(bytes);
-            let text = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
-            let text = text.collect::<Vec<_>>().join(" ");
-            if text.contains("\"Secret\"") { String::new() } else { text.chars().take(SHOWN).collect() }
+    /// Why it has failed, in its own words; what it said to standard error goes to the log.
+    fn failure(&self, program: &str) -> String {
+        let (output, complaint) = (words(&self.output), words(&self.complaint));
+        if !complaint.is_empty() {
+            tracing::warn!(program, complaint, "a credential helper failed");
+        }
+        let why = match (output.as_str(), complaint.as_str()) {
+            ("", "") => "it did not say why",
+            ("", _) => "it said why on its standard error, which is in the log only",
+            (output, _) => output,
         };
-        let found = [&self.output, &self.complaint].into_iter().map(|bytes| clean(bytes)).find(|text| !text.is_empty());
-        found.unwrap_or_else(|| "it did not say why".to_owned())
+        format!("failed ({}): {why}", self.status)
     }
+}
+
+/// What a helper said, fit for a message: nothing of what may be a login.
+fn words(said: &[u8]) -> String {
+    let text = String::from_utf8_lossy(said);
+    let text = text.split(|c: char| c.is_whitespace() || c.is_control()).filter(|word| !word.is_empty());
+    let text = text.collect::<Vec<_>>().join(" ");
+    if names_secret(&text) {
+        return "what it said may hold a login, and is not shown".to_owned();
+    }
+    text.chars().take(SHOWN).collect()
+}
+
+/// Whether a text gives a value to something that is called a secret, as JSON, variables and forms do.
+fn names_secret(text: &str) -> bool {
+    let text = text.to_lowercase();
+    SECRET_NAMES
+        .iter()
+        .flat_map(|name| text.match_indices(name))
+        .any(|(at, name)| text[at + name.len()..].trim_start_matches(['"', '\'', '\\', ' ']).starts_with([':', '=']))
 }
 
 impl fmt::Debug for HelperOutcome {
@@ -138,7 +167,7 @@ async fn change(name: &str, action: &str, input: &[u8]) -> Result<(), String> {
     if outcome.success || String::from_utf8_lossy(&outcome.output).contains(NOT_FOUND) {
         return Ok(());
     }
-    Err(format!("{program} {action} failed ({}): {}", outcome.status, outcome.words()))
+    Err(format!("{program} {action} {}", outcome.failure(&program)))
 }
 
 /// `docker-credential-NAME`, which is looked for in PATH.
@@ -155,7 +184,7 @@ pub(crate) fn understand(program: &str, outcome: &HelperOutcome) -> Result<Optio
         if String::from_utf8_lossy(&outcome.output).contains(NOT_FOUND) {
             return Ok(None);
         }
-        return Err(format!("{program} failed ({}): {}", outcome.status, outcome.words()));
+        return Err(format!("{program} {}", outcome.failure(program)));
     }
     // Its words might be the login.
     let answer: Answer =
@@ -178,17 +207,38 @@ pub async fn run_helper(name: &str, server: &str) -> io::Result<HelperOutcome> {
 }
 
 async fn run(program: &str, action: &str, input: &[u8]) -> io::Result<HelperOutcome> {
+    // On a terminal it may have to ask there, which only those may that are in the terminal's own group.
+    let group = std::fs::File::open("/dev/tty").is_err();
     let late = |_| io::Error::new(io::ErrorKind::TimedOut, format!("it did not answer within {HELPER_TIMEOUT:?}"));
-    tokio::time::timeout(HELPER_TIMEOUT, run_to_end(program, action, input)).await.map_err(late)?
+    tokio::time::timeout(HELPER_TIMEOUT, run_to_end(program, action, input, group)).await.map_err(late)?
 }
 
-async fn run_to_end(program: &str, action: &str, input: &[u8]) -> io::Result<HelperOutcome> {
+/// Ends the programs of a process group, unless their leader has ended by itself: what it has left behind then, an agent for instance,
+/// is there to stay.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0 {
+            // An error: all have ended.
+            let _ = killpg(leader, Signal::SIGKILL);
+        }
+    }
+}
+
+/// Runs a helper, if told so as the leader of a process group, which ends with it if nobody waits any more.
+async fn run_to_end(program: &str, action: &str, input: &[u8], group: bool) -> io::Result<HelperOutcome> {
     let mut command = tokio::process::Command::new(program);
     command.arg(action).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     if let (None, Some(home)) = (std::env::var_os("HOME"), home()) {
         command.env("HOME", home);
     }
+    if group {
+        command.process_group(0);
+    }
     let mut child = command.spawn()?;
+    let leader = child.id().and_then(|id| i32::try_from(id).ok()).filter(|_| group);
+    let mut group = Group(leader.map(Pid::from_raw));
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let (mut output, mut complaint) = (Vec::new(), Vec::new());
     let status = {
@@ -204,7 +254,9 @@ async fn run_to_end(program: &str, action: &str, input: &[u8]) -> io::Result<Hel
             if let Some(stdout) = stdout {
                 stdout.take(MAX_OUTPUT).read_to_end(&mut output).await?;
             }
-            child.wait().await
+            let status = child.wait().await;
+            group.0 = None;
+            status
         });
         tokio::select! {
             ended = &mut ended => {
@@ -272,10 +324,14 @@ mod tests {
     async fn passes_on_why_a_helper_fails_and_no_login() {
         for (script, expected) in [
             ("printf 'the vault\\n is \\033sealed'; exit 3", "failed (exit status: 3): the vault is sealed"),
-            ("echo no such key >&2; exit 1", "no such key"),
-            ("echo first; echo second >&2; exit 1", ": first"),
+            ("echo secret-text >&2; exit 1", "standard error, which is in the log only"),
+            ("echo first; echo secret-text >&2; exit 1", ": first"),
+            ("echo ExpiredTokenException: the security token is too old; exit 1", "security token is too old"),
             ("exit 1", "it did not say why"),
-            (r#"echo '{"Username":"u","Secret":"secret-text"}'; exit 1"#, "it did not say why"),
+            (r#"echo '{"Username":"u","Secret":"secret-text"}'; exit 1"#, "may hold a login"),
+            (r#"echo '{"username":"u", "secret" : "secret-text"}'; exit 1"#, "may hold a login"),
+            (r#"echo '{"access_token":"secret-text"}'; exit 1"#, "may hold a login"),
+            ("echo VAULT_PASSWORD=secret-text; exit 1", "may hold a login"),
             ("kill -9 $$", "signal: 9"),
             ("echo secret-text", "gave no valid answer"),
         ] {
@@ -285,5 +341,39 @@ mod tests {
         }
         let long = ask("yes | head -c 60000; exit 1", "h").await.unwrap_err();
         assert!(long.chars().count() < SHOWN + 100, "{long}");
+    }
+
+    /// A script with a pipe that all that it starts has open; the pipe's end is theirs.
+    struct Alive {
+        directory: tempfile::TempDir,
+    }
+
+    impl Alive {
+        fn new(script: &str) -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            nix::unistd::mkfifo(&directory.path().join("alive"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+            let program = directory.path().join("program");
+            let text = format!("#!/bin/sh\nexec 3> {0}/alive\necho begun >&3\n{script}\n", directory.path().display());
+            std::fs::write(&program, text).unwrap();
+            std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+            Self { directory }
+        }
+
+        fn path(&self, name: &str) -> String {
+            self.directory.path().join(name).to_str().unwrap().to_owned()
+        }
+    }
+
+    #[tokio::test]
+    async fn all_that_a_helper_has_started_ends_when_nobody_waits_for_it() {
+        let alive = Alive::new("sleep 3600 & sleep 3600");
+        let program = alive.path("program");
+        let running = tokio::spawn(async move { run_to_end(&program, "get", b"h", true).await });
+        let mut pipe = tokio::fs::File::open(alive.path("alive")).await.unwrap();
+        let mut begun = [0; 6];
+        pipe.read_exact(&mut begun).await.unwrap();
+        running.abort();
+        // The end of the pipe comes when no process has it open any more.
+        assert_eq!(pipe.read(&mut begun).await.unwrap(), 0);
     }
 }

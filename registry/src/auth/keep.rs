@@ -5,9 +5,11 @@
 use std::{
     fs::{self, DirBuilder},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     str::FromStr,
+    thread,
+    time::{Duration, Instant},
 };
 
 use base64::{Engine, engine::general_purpose};
@@ -28,6 +30,12 @@ use crate::{
 
 /// The part of the file that holds logins.
 const AUTHS: &str = "auths";
+/// How long to wait for others that change the file. They hold it while they write some kilobytes.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// It is neither a link nor a pipe, which whoever may write to the directory could put there.
+const LOCK_FLAGS: i32 = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+/// Between two looks at whether they have done.
+const LOCK_LOOK: Duration = Duration::from_millis(10);
 /// The fields of an entry by which somebody is let in.
 const SECRETS: [&str; 5] = ["auth", "username", "password", "identitytoken", "registrytoken"];
 
@@ -101,11 +109,9 @@ pub async fn check_login(place: &Place, login: &Login, options: &Options) -> Res
 /// # Errors
 /// When the file cannot be understood or written, or the helper fails.
 pub async fn keep_login(place: &Place, login: &Login, options: &Options) -> Result<String> {
-    let (path, mut file) = open(place, options).await?;
+    let (path, file) = open(place, options).await?;
     let helper = file.helper(&place.host);
-    let mut entry = file.take(place);
-    SECRETS.iter().for_each(|name| drop(entry.shift_remove(*name)));
-    match &helper {
+    let pair = match &helper {
         Some(name) if !place.path.is_empty() => {
             let reason = format!(
                 "docker-credential-{name}, which {} names, keeps logins of whole registries only; name another file by --authfile",
@@ -116,14 +122,21 @@ pub async fn keep_login(place: &Place, login: &Login, options: &Options) -> Resu
         Some(name) => {
             let kept = helper::store(name, &server(&place.host), &login.user, &login.password).await;
             kept.map_err(|reason| place.failed(reason))?;
+            None
         }
-        None => {
-            let pair = general_purpose::STANDARD.encode(format!("{}:{}", login.user, login.password.reveal()));
+        None => Some(general_purpose::STANDARD.encode(format!("{}:{}", login.user, login.password.reveal()))),
+    };
+    let changed = place.clone();
+    change(place, &path, move |file| {
+        let mut entry = file.take(&changed);
+        SECRETS.iter().for_each(|name| drop(entry.shift_remove(*name)));
+        if let Some(pair) = pair {
             entry.insert("auth".to_owned(), pair.into());
         }
-    }
-    file.put(place, entry);
-    file.write(&path).await?;
+        file.put(&changed, entry);
+        true
+    })
+    .await?;
     Ok(helper.map_or_else(|| path.display().to_string(), |name| format!("docker-credential-{name}")))
 }
 
@@ -132,16 +145,18 @@ pub async fn keep_login(place: &Place, login: &Login, options: &Options) -> Resu
 /// # Errors
 /// As [`keep_login`].
 pub async fn forget_login(place: &Place, options: &Options) -> Result<Option<String>> {
-    let (path, mut file) = open(place, options).await?;
+    let (path, file) = open(place, options).await?;
     let helper = file.helper(&place.host).filter(|_| place.path.is_empty());
     if let Some(name) = &helper {
         helper::erase(name, &server(&place.host)).await.map_err(|reason| place.failed(reason))?;
     }
-    let had = file.has(place);
-    if had {
-        file.take(place);
-        file.write(&path).await?;
-    }
+    let changed = place.clone();
+    let forget = move |file: &mut File| {
+        let had = file.has(&changed);
+        file.take(&changed);
+        had
+    };
+    let had = file.has(place) && change(place, &path, forget).await?;
     Ok(helper.map(|name| format!("docker-credential-{name}")).or_else(|| had.then(|| path.display().to_string())))
 }
 
@@ -154,10 +169,63 @@ async fn open(place: &Place, options: &Options) -> Result<(PathBuf, File)> {
     let path = named_file(options).or_else(docker_file);
     let path = path.ok_or_else(|| place.failed("there is no home directory for it; name a file by --authfile"))?;
     let (failing, reading) = (place.clone(), path.clone());
-    let file = on_thread(move || {
-        File::read(&reading).map_err(|reason| failing.failed(format!("{}: {reason}", reading.display())))
-    });
+    let file = on_thread(move || read(&failing, &reading));
     Ok((path, file.await?))
+}
+
+fn read(place: &Place, path: &Path) -> Result<File> {
+    File::read(path).map_err(|reason| place.failed(format!("{}: {reason}", path.display())))
+}
+
+/// Changes the file at `path`, or what that links to, as it is now, while nobody else does; if `by` says that there was something
+/// to change, which it says in turn.
+async fn change(place: &Place, path: &Path, by: impl FnOnce(&mut File) -> bool + Send + 'static) -> Result<bool> {
+    let (place, path) = (place.clone(), path.to_owned());
+    on_thread(move || {
+        let failed = |e| Error::io(format_args!("cannot write {}", path.display()), e);
+        let real = match fs::canonicalize(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => path.clone(),
+            found => found.map_err(failed)?,
+        };
+        let _lock = lock(&real).map_err(failed)?;
+        let mut file = read(&place, &path)?;
+        let changed = by(&mut file);
+        if changed {
+            file.write(&real).map_err(failed)?;
+        }
+        Ok(changed)
+    })
+    .await
+}
+
+/// Keeps others that run this program from changing a file, by a lock on another one beside it, as the file itself is replaced. The
+/// directory is made if need be.
+fn lock(path: &Path) -> io::Result<fs::File> {
+    let directory = directory(path);
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".lock");
+    let place = directory.join(name);
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600).custom_flags(LOCK_FLAGS);
+    let lock = options.open(&place)?;
+    let begin = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(fs::TryLockError::WouldBlock) if begin.elapsed() < LOCK_WAIT => thread::sleep(LOCK_LOOK),
+            Err(fs::TryLockError::WouldBlock) => {
+                let reason = format!("another program holds {} for more than {LOCK_WAIT:?}", place.display());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, reason));
+            }
+            Err(fs::TryLockError::Error(error)) => return Err(error),
+        }
+    }
+}
+
+fn directory(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// A file of logins with all its fields, in their order.
@@ -221,39 +289,36 @@ impl File {
         }
     }
 
-    /// Puts it in the place of the file at `path`, or of what that links to.
-    async fn write(self, path: &Path) -> Result<()> {
-        let path = path.to_owned();
-        on_thread(move || {
-            let failed = |e| Error::io(format_args!("cannot write {}", path.display()), e);
-            self.write_now(&path).map_err(failed)
-        })
-        .await
-    }
-
-    fn write_now(&self, path: &Path) -> io::Result<()> {
-        let path = match fs::canonicalize(path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => path.to_owned(),
-            found => found?,
-        };
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    /// Puts it in the place of the file at `path`, which is no link.
+    fn write(&self, path: &Path) -> io::Result<()> {
+        let directory = directory(path);
         // Readable by nobody else.
         let mut new = tempfile::NamedTempFile::new_in(directory)?;
         let indented = serde_json::ser::PrettyFormatter::with_indent(b"\t");
         let mut serializer = serde_json::Serializer::with_formatter(&mut new, indented);
         serde::Serialize::serialize(&self.0, &mut serializer)?;
         new.write_all(b"\n")?;
-        if let Ok(old) = fs::metadata(&path)
-            && let own = new.as_file().metadata()?
-            && (old.uid(), old.gid()) != (own.uid(), own.gid())
-        {
-            std::os::unix::fs::fchown(new.as_file(), Some(old.uid()), Some(old.gid()))?;
+        if let Ok(old) = fs::metadata(path) {
+            give_to_owner(new.as_file(), &old, directory)?;
         }
         new.as_file().sync_all()?;
-        new.persist(&path)?;
+        new.persist(path)?;
         Ok(())
     }
+}
+
+/// Has a file that root has written for a user belong to that user again. Not where others may put files: whoever has put the old one
+/// there would get the login.
+fn give_to_owner(new: &fs::File, old: &fs::Metadata, directory: &Path) -> io::Result<()> {
+    let own = new.metadata()?;
+    let is_own = (old.uid(), old.gid()) == (own.uid(), own.gid());
+    if is_own || !nix::unistd::geteuid().is_root() || fs::metadata(directory)?.uid() != old.uid() {
+        return Ok(());
+    }
+    if let Err(error) = std::os::unix::fs::fchown(new, Some(old.uid()), Some(old.gid())) {
+        tracing::warn!(%error, "a file of logins belongs to root now");
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -320,8 +385,10 @@ mod tests {
         let json: Value = serde_json::from_slice(&fs::read(&real).unwrap()).unwrap();
         let keys: Vec<&String> = json[AUTHS].as_object().unwrap().keys().collect();
         assert_eq!(keys, ["other.example", "h.example/app"]);
-        let leftovers = fs::read_dir(directory.path()).unwrap().count();
-        assert_eq!(leftovers, 2);
+        let mut left: Vec<_> =
+            fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, [".real.json.lock", "deep", "real.json"]);
     }
 
     #[tokio::test]
@@ -343,5 +410,44 @@ mod tests {
             assert!(shown.contains("new/config.json") && !shown.contains("secret-text"), "{shown}");
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }
+    }
+
+    #[tokio::test]
+    async fn a_file_stays_its_owners_where_that_is_safe() {
+        let uid = |path: &Path| fs::metadata(path).unwrap().uid();
+        let chown = |path: &Path, uid| std::os::unix::fs::chown(path, Some(uid), Some(uid)).unwrap();
+        let root = nix::unistd::geteuid().as_raw();
+        // Whose the directory is, whose the file is, and whose it is then, if this is root.
+        for (directory_of, file_of, expected) in [(1000, 1000, 1000), (root, 1000, root), (1000, root, root)] {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("config.json");
+            fs::write(&path, "{}").unwrap();
+            if root == 0 {
+                chown(directory.path(), directory_of);
+                chown(&path, file_of);
+            }
+            let options = Options { auth_file: Some(path.clone()), ..Options::default() };
+            keep_login(&place("h.example"), &Login::new("me", "pw"), &options).await.unwrap();
+            assert_eq!(uid(&path), if root == 0 { expected } else { root }, "{directory_of} {file_of}");
+            assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn many_at_a_time_keep_their_logins() {
+        const MANY: usize = 24;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.json");
+        let options = Options { auth_file: Some(path.clone()), ..Options::default() };
+        let all = (0..MANY).map(|n| {
+            let options = options.clone();
+            async move {
+                let place = place(&format!("h{n}.example"));
+                keep_login(&place, &Login::new("me", "pw"), &options).await.unwrap();
+            }
+        });
+        futures_util::future::join_all(all).await;
+        let json: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!(json[AUTHS].as_object().unwrap().len(), MANY);
     }
 }

@@ -96,7 +96,7 @@ async fn an_insecure_registry_may_speak_plain_http() {
     })
     .await;
     // Whoever asks the proxy for TLS comes to a server that has none.
-    let (tunnel, asked) = connect_proxy(registry.address.to_string()).await;
+    let (tunnel, asked) = connect_proxy(registry.address.to_string(), 0).await;
     let (tunnel, plain) = (format!("http://{tunnel}"), format!("http://{}", registry.address));
     let reference: ImageRef = "docker://registry.invalid:5000/app:1".parse().unwrap();
     let mut variables = vec![("HTTPS_PROXY", tunnel.as_str()), ("HTTP_PROXY", &plain), ("http_proxy", &plain)];
@@ -106,6 +106,70 @@ async fn an_insecure_registry_may_speak_plain_http() {
     assert_eq!(asked.lock().unwrap().len(), 2);
     let hosts: Vec<String> = registry.seen().iter().map(|seen| seen.header("host").to_owned()).collect();
     assert_eq!(hosts, ["registry.invalid:5000"; 2]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_insecure_registry_whose_tls_breaks_is_not_asked_in_the_clear() {
+    if let Some(reference) = subject() {
+        let login = Some(lazo_registry::Login::new(USER, PASSWORD));
+        let options = Options { insecure: true, attempts: 1, login, ..Options::default() };
+        let source = Source::open(&reference, &options).await.unwrap();
+        let error = source.root().await.unwrap_err();
+        assert_eq!(error.kind(), lazo_registry::ErrorKind::Unreachable, "{error}");
+        source.root().await.unwrap();
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let pair = self_signed(directory.path(), "own", &["subjectAltName=IP:127.0.0.1"]);
+    let tls = Some((pair.certificate.clone(), pair.key.clone()));
+    let registry = Registry::with(&Setup { basic_auth: true, tls, ..Setup::default() });
+    let login = Some(lazo_registry::Login::new(USER, PASSWORD));
+    let options = Options { extra_ca: vec![pair.certificate], login, ..Options::default() };
+    Image::sample().write(&registry.reference("app:1"), &options).await;
+    // As most hosts have it.
+    let plain = Server::start(|seen| {
+        Reply::status(301).with("location", format!("https://{}{}", seen.header("host"), seen.path))
+    })
+    .await;
+    let (tunnel, _) = connect_proxy(registry.address.clone(), 1).await;
+    let (tunnel, clear) = (format!("http://{tunnel}"), format!("http://{}", plain.address));
+    let reference: ImageRef = "docker://registry.invalid/app:1".parse().unwrap();
+    let mut variables = vec![("HTTPS_PROXY", tunnel.as_str()), ("HTTP_PROXY", &clear), ("http_proxy", &clear)];
+    variables.extend([("NO_PROXY", ""), ("no_proxy", "")]);
+    again("an_insecure_registry_whose_tls_breaks_is_not_asked_in_the_clear", &reference, &variables);
+    assert!(plain.seen().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_answers_in_the_clear_at_another_port_must_be_a_registry() {
+    const OTHERS: usize = 4;
+    if let Some(reference) = subject() {
+        let options = Options { insecure: true, attempts: 1, ..Options::default() };
+        let source = Source::open(&reference, &options).await.unwrap();
+        for _ in 0..OTHERS {
+            let error = source.root().await.unwrap_err();
+            assert_eq!(error.kind(), lazo_registry::ErrorKind::Unreachable, "{error}");
+        }
+        source.root().await.unwrap();
+        source.root().await.unwrap();
+        return;
+    }
+    let manifest = Image::new("amd64", &[], lazo_format::Algorithm::Sha256).manifest;
+    let plain = Server::start(move |seen| match seen.number {
+        0 => Reply::status(301).with("location", format!("https://{}{}", seen.header("host"), seen.path)),
+        1 => Reply::status(503),
+        2 => Reply::status(401),
+        3 => Reply::status(404).with("content-type", "text/html"),
+        _ => Reply::ok(manifest.bytes.clone()).with("content-type", manifest.descriptor.media_type()),
+    })
+    .await;
+    let clear = format!("http://{}", plain.address);
+    let reference: ImageRef = "docker://registry.invalid/app:1".parse().unwrap();
+    // Where nobody listens.
+    let mut variables = vec![("HTTPS_PROXY", "http://127.0.0.1:1"), ("HTTP_PROXY", &clear), ("http_proxy", &clear)];
+    variables.extend([("NO_PROXY", ""), ("no_proxy", "")]);
+    again("what_answers_in_the_clear_at_another_port_must_be_a_registry", &reference, &variables);
+    assert_eq!(plain.seen().len(), OTHERS + 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -259,8 +323,9 @@ async fn asks_a_helper_again_when_its_login_has_expired() {
     assert_eq!(fs::read_to_string(path("count")).unwrap().trim(), "2");
 }
 
-/// A proxy that knows CONNECT only, and leads everyone to `to`; what it was asked for.
-async fn connect_proxy(to: String) -> (std::net::SocketAddr, Arc<Mutex<Vec<String>>>) {
+/// A proxy that knows CONNECT only, and leads everyone to `to`, but for the first `broken`, whose connections it breaks; what it was
+/// asked for.
+async fn connect_proxy(to: String, broken: usize) -> (std::net::SocketAddr, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let asked = Arc::<Mutex<Vec<String>>>::default();
@@ -274,8 +339,15 @@ async fn connect_proxy(to: String) -> (std::net::SocketAddr, Arc<Mutex<Vec<Strin
                 while !head.ends_with("\r\n\r\n") {
                     assert!(client.read_line(&mut head).await.unwrap() > 0);
                 }
-                log.lock().unwrap().push(head.lines().next().unwrap().to_owned());
+                let asked = {
+                    let mut log = log.lock().unwrap();
+                    log.push(head.lines().next().unwrap().to_owned());
+                    log.len()
+                };
                 client.write_all(b"HTTP/1.1 200 go on\r\n\r\n").await.unwrap();
+                if asked <= broken {
+                    return;
+                }
                 let mut server = TcpStream::connect(to).await.unwrap();
                 drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
             });
@@ -303,7 +375,7 @@ async fn tunnels_tls_through_the_proxies_of_environment_and_hosts_toml() {
     let image = Image::sample();
     let trusting = Options { loopback_tls: true, extra_ca: vec![file("ca.pem")], ..Options::default() };
     image.write(&registry.reference("app:1"), &trusting).await;
-    let (proxy, asked) = connect_proxy(registry.address.clone()).await;
+    let (proxy, asked) = connect_proxy(registry.address.clone(), 0).await;
     let reference: ImageRef = "docker://registry.invalid/app:1".parse().unwrap();
     let (url, ca) = (format!("http://{proxy}"), file("ca.pem"));
     let variables =

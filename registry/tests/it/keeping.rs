@@ -61,6 +61,30 @@ async fn a_registry_that_lets_everyone_in_checks_no_login() {
     assert!(check_login(&nowhere, &Login::new("me", "pw"), &hasty).await.is_err());
 }
 
+#[tokio::test]
+async fn a_login_that_another_host_would_not_be_sent_is_not_called_checked() {
+    let (registry, open) = (Registry::with(&Setup { basic_auth: true, ..Setup::default() }), Registry::start());
+    let hosts = tempfile::tempdir().unwrap();
+    let own = hosts.path().join(&registry.address);
+    fs::create_dir(&own).unwrap();
+    let options = Options { hosts_dir: Some(hosts.path().to_owned()), ..Options::default() };
+    let place: Place = registry.address.parse().unwrap();
+    let check = async |server: &str, password: &str| {
+        fs::write(own.join("hosts.toml"), server).unwrap();
+        check_login(&place, &Login::new(USER, password), &options).await
+    };
+    let elsewhere = format!("server = 'http://{}'", open.address);
+    let error = check(&elsewhere, "secret-wrong").await.unwrap_err();
+    let told = error.to_string();
+    assert!(matches!(error, Error::Credentials { .. }) && told.contains(&open.address), "{error:?}");
+    // A mirror before it is not asked.
+    let mirror = format!("[host.'http://{}']", open.address);
+    for file in [mirror, format!("server = 'http://{}'", registry.address)] {
+        check(&file, "secret-wrong").await.unwrap_err();
+        assert!(check(&file, PASSWORD).await.unwrap(), "{file}");
+    }
+}
+
 /// In a process of its own, for PATH is everyone's: see [`crate::environment`].
 #[tokio::test]
 async fn a_helper_keeps_logins_where_the_file_says_so() {
@@ -68,7 +92,7 @@ async fn a_helper_keeps_logins_where_the_file_says_so() {
     let Ok(directory) = std::env::var(SUBJECT) else {
         let directory = tempfile::tempdir().unwrap();
         let script = directory.path().join("docker-credential-kept");
-        let text = "#!/bin/sh\ncase $1 in\nstore) cat > $DIR/kept;;\nerase) cat > $DIR/erased; rm -f $DIR/kept;;\n\
+        let text = "#!/bin/sh\ncase $1 in\nstore) cat > $DIR/kept; mv $DIR/meanwhile $DIR/config.json || :;;\nerase) cat > $DIR/erased; rm -f $DIR/kept;;\n\
                     get) cat $DIR/kept || { echo credentials not found in native keychain; exit 1; };;\nesac\n";
         fs::write(&script, text).unwrap();
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
@@ -99,6 +123,11 @@ async fn a_helper_keeps_logins_where_the_file_says_so() {
     let part: Place = format!("{}/team", registry.address).parse().unwrap();
     let error = keep_login(&part, &login, &options).await.unwrap_err().to_string();
     assert!(error.contains("whole registries only") && error.contains("--authfile"), "{error}");
+    // What others write while the helper runs is kept.
+    fs::write(directory.join("meanwhile"), r#"{"credsStore":"kept","auths":{"other.example":{}}}"#).unwrap();
+    keep_login(&place, &login, &options).await.unwrap();
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.contains("other.example") && text.contains(&registry.address), "{text}");
     assert_eq!(forget_login(&place, &options).await.unwrap().as_deref(), Some("docker-credential-kept"));
     assert_eq!(fs::read_to_string(directory.join("erased")).unwrap(), registry.address);
     assert!(!fs::read_to_string(&file).unwrap().contains(&registry.address));

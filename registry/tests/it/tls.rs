@@ -16,7 +16,9 @@ use tokio::{
 
 use crate::{
     common::{
-        Image, PASSWORD, Registry, Setup, USER, run,
+        Image, PASSWORD, Registry, Setup, USER,
+        nginx::Nginx,
+        run,
         server::{Reply, Server},
     },
     docker_registry::{certificates, certificates_for},
@@ -191,6 +193,37 @@ async fn a_registry_on_this_machine_is_found_to_speak_tls() {
     assert!(unknown.contains("not trusted"), "{unknown}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_sends_plain_http_on_to_its_own_tls_gets_the_login() {
+    let directory = tempfile::tempdir().unwrap();
+    let pair = self_signed(directory.path(), "own", &["subjectAltName=IP:127.0.0.1"]);
+    let registry = Registry::with(&Setup { basic_auth: true, ..Setup::default() });
+    // As nginx's documentation has it; 497 is plain HTTP that came to a port with TLS.
+    let nginx = Nginx::start(
+        "ssl",
+        &format!(
+            "ssl_certificate {}; ssl_certificate_key {}; error_page 497 =308 https://$http_host$request_uri;\n\
+             location / {{ proxy_pass http://{}; proxy_set_header Host $http_host;\n\
+             proxy_set_header X-Forwarded-Proto https; }}",
+            pair.certificate.display(),
+            pair.key.display(),
+            registry.address
+        ),
+    );
+    let reference: ImageRef = format!("docker://127.0.0.1:{}/app:1", nginx.port).parse().unwrap();
+    let options = || Options {
+        extra_ca: vec![pair.certificate.clone()],
+        login: Some(Login::new(USER, PASSWORD)),
+        ..Options::default()
+    };
+    let image = Image::sample();
+    image.write(&reference, &options()).await;
+    image.check(&Source::open(&reference, &options()).await.unwrap()).await;
+    // What is wrong with its TLS is what is told.
+    let unknown = refusal(&reference, &Options::default()).await;
+    assert!(unknown.contains("not trusted"), "{unknown}");
+}
+
 #[tokio::test]
 async fn nobody_tries_tls_on_a_registry_that_speaks_plain_http() {
     let manifest = Image::new("amd64", &[], lazo_format::Algorithm::Sha256).manifest;
@@ -297,4 +330,7 @@ async fn an_insecure_registry_is_believed_unseen_and_its_mirrors_are_not() {
     let range = |n: usize| endpoints[n].open_range(&digest, bytes.len() as u64, 0..4);
     assert_eq!(range(0).await.map(drop).unwrap_err().kind(), ErrorKind::Untrusted);
     range(1).await.map(drop).unwrap();
+    // The file has the last word on its host.
+    fs::write(own.join("hosts.toml"), format!("server = 'https://{}'\nskip_verify = false", registry.address)).unwrap();
+    refusal(&registry.reference("app:1"), &options).await;
 }
