@@ -449,7 +449,10 @@ mod tests {
             "a.example/app@sha256:00",
             "new.example/app:0",
         ];
-        assert_eq!(merged(&before, &names(&listed), &BTreeSet::new()), names(&["a.example/app:1", "new.example/app:1"]));
+        assert_eq!(
+            merged(&before, &names(&listed), &BTreeSet::new()),
+            names(&["a.example/app:1", "new.example/app:1"])
+        );
         assert!(merged(&before, &[], &BTreeSet::new()).is_empty());
         let unclear = BTreeSet::from([repository("gone.example/app:1").unwrap().1]);
         assert_eq!(merged(&before, &[], &unclear), names(&["gone.example/app:1"]));

@@ -161,7 +161,9 @@ pub(super) fn give(
         });
         match given {
             Ok(()) => return,
-            Err(error) => tracing::warn!(%error, "nothing was handed over to another daemon; the next one is waited for"),
+            Err(error) => {
+                tracing::warn!(%error, "nothing was handed over to another daemon; the next one is waited for")
+            }
         }
         thread::sleep(PAUSE);
     }

@@ -65,9 +65,11 @@ fn orders(run_dir: &Path, lines: &[Line], images: &[ImageRecord], mounts: &[Moun
         let same: Vec<&Line> = lines.iter().filter(|line| line.device == device).collect();
         let ours = same.iter().all(|line| fuse(line) && below(line));
         let own = |mount: &MountRecord| mount.slot == image.slot;
-        let places: HashSet<&Path> = mounts.iter().filter(|mount| own(mount)).map(|m| m.mount_point.as_path()).collect();
+        let places: HashSet<&Path> =
+            mounts.iter().filter(|mount| own(mount)).map(|m| m.mount_point.as_path()).collect();
         let used = || overlays.iter().any(|lower| lower.iter().any(|dir| *dir == path || places.contains(&**dir)));
-        (ours && (!same.is_empty() || used())).then(|| Order::Abort { path: path.clone(), connection: Some(connection) })
+        (ours && (!same.is_empty() || used()))
+            .then(|| Order::Abort { path: path.clone(), connection: Some(connection) })
     });
     let connections = lines.iter().rev().filter(fuse).filter(below);
     let others = lines.iter().rev().filter(|line| !fuse(line)).filter(below);

@@ -219,13 +219,16 @@ impl Worker {
     }
 
     fn live(&self, place: &std::path::Path) -> Result<MountRecord, ApiError> {
-        let later = |what: &str| ApiError::new(ErrorKind::Unavailable, format!("{} {what}; try again", place.display()));
+        let later =
+            |what: &str| ApiError::new(ErrorKind::Unavailable, format!("{} {what}; try again", place.display()));
         let tables = self.tables();
         match tables.mounts.get(place) {
             Some(Mount::Live(record)) if tables.restoring.contains(&record.slot) => Err(later("is served again soon")),
             Some(Mount::Live(record)) => Ok(record.clone()),
             Some(Mount::Making(_)) => Err(later("is being mounted")),
-            Some(Mount::Ending(_)) | None => Err(ApiError::new(ErrorKind::NotFound, format!("{} is not a lazo mount", place.display()))),
+            Some(Mount::Ending(_)) | None => {
+                Err(ApiError::new(ErrorKind::NotFound, format!("{} is not a lazo mount", place.display())))
+            }
         }
     }
 
