@@ -94,7 +94,7 @@ mod tests {
         async fn look_up(&self, digest: &str) -> Result<Option<Vec<u8>>, ContainerdError> {
             match self.0.get(digest) {
                 Some(Some(text)) => Ok(Some(text.clone().into_bytes())),
-                Some(None) => Err(crate::containerd::refused("cannot read", "on purpose")),
+                Some(None) => Err(ContainerdError::Namespace { namespace: String::new() }),
                 None => Ok(None),
             }
         }
