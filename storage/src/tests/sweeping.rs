@@ -282,7 +282,7 @@ async fn an_answer_that_breaks_off_after_a_long_time_is_followed_by_another_sour
     // Out of order when the read begins, so that it is not preferred before anybody has asked it again.
     ranges.play([Trick::Refuse]);
     let sources: Vec<Arc<dyn BlobSource>> = vec![ranges.clone(), whole.clone()];
-    let options = CacheOptions { limit: Limit::Bytes(1 << 20), ..CacheOptions::default() };
+    let options = CacheOptions { limit: Limit::Bytes(1 << 20) };
     let cache = Cache::open(&image.state(), options, Arc::default()).unwrap();
     let mut parts = Parts::new(image.index(), sources.clone(), cache, Handle::current());
     let policy = Policy { outage_limit: OUTAGE_LIMIT, ..Policy::default() };
