@@ -116,7 +116,9 @@ impl Registry {
             (true, "/v2") => format!("{}://{authority}", scheme(*tls)),
             (true, path) => format!("{}://{authority}{path}", scheme(*tls)),
         };
-        if options.insecure && !mirror && transport.skip_verify && *tls && options.shared.is_first_insecure(authority) {
+        let by_tls = *tls || other.is_some();
+        let unseen = options.insecure && !mirror && transport.skip_verify && by_tls;
+        if unseen && options.shared.is_first_insecure(authority) {
             let plain = if other.is_some() { ", and plain HTTP is spoken if it has no TLS" } else { "" };
             tracing::warn!(host = authority, "its certificate is not looked at{plain}");
         }
