@@ -12,7 +12,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::support::{
-    Corpus, Scratch, converted, failure_of,
+    Corpus, Scratch, converted, copy_program, failure_of,
     metrics::until,
     mounted::{Mounted, wait_for_end},
     node::Node,
@@ -191,8 +191,7 @@ fn both_sides_of_a_conversion_are_told_of_once() {
 fn helper(scratch: &Scratch, registry: &Registry, script: &str) -> OsString {
     let directory = scratch.dir("bin");
     let program = directory.join("docker-credential-cloud");
-    fs::write(&program, format!("#!/bin/sh\n{script}\n")).expect("the helper");
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).expect("its rights");
+    copy_program("/dev/null".as_ref(), &program, &format!("#!/bin/sh\n{script}\n"));
     let config = format!(r#"{{"credHelpers":{{"{}":"cloud"}}}}"#, registry.host);
     fs::write(scratch.dir(".docker").join("config.json"), config).expect("the configuration");
     let mut path = directory.into_os_string();

@@ -19,6 +19,7 @@ use rustix::{
 };
 
 use crate::support::{
+    copy_program,
     faults::Proxy,
     metrics::{sum, until},
     mounted::{Mounted, has_ended, wait_for_end},
@@ -119,10 +120,7 @@ const LIAR: &str = "#include <stdio.h>\nint main(int n, char **a) { puts(\"lazo 
 /// Another file than the program's own, that runs as well.
 fn another_build(stage: &Stage) -> PathBuf {
     let path = stage.served.scratch.join("another-lazo");
-    let mut program = fs::read(env!("CARGO_BIN_EXE_lazo")).expect("the program");
-    program.extend_from_slice(b"another build");
-    fs::write(&path, program).expect("a copy");
-    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("its mode");
+    copy_program(env!("CARGO_BIN_EXE_lazo").as_ref(), &path, "another build");
     path
 }
 

@@ -148,6 +148,13 @@ pub(crate) fn run<S: AsRef<OsStr>>(program: &str, args: impl IntoIterator<Item =
     stdout_of(Command::new(program).args(args).stdin(Stdio::null()))
 }
 
+/// Puts a program there, by another process: one that another thread has just forked may have open what this process writes, and
+/// then it cannot be run. `more`: text behind it, which makes it another file.
+pub(crate) fn copy_program(from: &Path, to: &Path, more: &str) {
+    let script = "cat \"$0\" >\"$1\" && printf %s \"$2\" >>\"$1\" && chmod 755 \"$1\"";
+    run("sh", [OsStr::new("-c"), script.as_ref(), from.as_ref(), to.as_ref(), more.as_ref()]);
+}
+
 /// `skopeo copy`, plain HTTP allowed.
 pub(crate) fn skopeo_copy(source: &str, destination: &str, options: &[&str]) {
     let fixed = ["--insecure-policy", "copy", "--quiet", "--src-tls-verify=false", "--dest-tls-verify=false"];

@@ -288,15 +288,22 @@ pub(crate) fn home() -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
+
+    /// Writes a program, by another process: one that another thread has just forked may have open what this process writes, and then
+    /// it cannot be run.
+    fn write_program(path: &std::path::Path, text: &str) {
+        let mut command = std::process::Command::new("sh");
+        command.args(["-c", "cat >\"$0\" && chmod 755 \"$0\""]).arg(path).stdin(std::process::Stdio::piped());
+        let mut shell = command.spawn().unwrap();
+        std::io::Write::write_all(&mut shell.stdin.take().unwrap(), text.as_bytes()).unwrap();
+        assert!(shell.wait().unwrap().success());
+    }
 
     async fn ask(script: &str, server: &str) -> Result<Option<Credentials>, String> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("docker-credential-t");
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&path, &format!("#!/bin/sh\n{script}\n"));
         let outcome = run(path.to_str().unwrap(), "get", server.as_bytes()).await.unwrap();
         understand("docker-credential-t", &outcome)
     }
@@ -354,8 +361,7 @@ mod tests {
             nix::unistd::mkfifo(&directory.path().join("alive"), nix::sys::stat::Mode::S_IRWXU).unwrap();
             let program = directory.path().join("program");
             let text = format!("#!/bin/sh\nexec 3> {0}/alive\necho begun >&3\n{script}\n", directory.path().display());
-            std::fs::write(&program, text).unwrap();
-            std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+            write_program(&program, &text);
             Self { directory }
         }
 

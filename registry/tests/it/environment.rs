@@ -3,7 +3,6 @@
 use std::{
     collections::HashSet,
     fs,
-    os::unix::fs::PermissionsExt,
     path::Path,
     process::Command,
     sync::{Arc, Mutex},
@@ -19,6 +18,7 @@ use crate::{
     common::{
         Image, PASSWORD, Registry, Setup, USER, open,
         server::{Reply, Server},
+        write_program,
     },
     docker_registry::{certificates, certificates_for},
     tls::self_signed,
@@ -189,10 +189,8 @@ async fn finds_the_home_directory_without_an_environment() {
     let helper = "#!/bin/sh\ncat \"$HOME/kept\"\n";
     let kept = format!(r#"{{"Username":"{USER}","Secret":"{PASSWORD}"}}"#);
     let program = home.path().join("docker-credential-home");
-    for (path, content) in [(home.path().join("kept"), kept.as_str()), (program.clone(), helper)] {
-        fs::write(path, content).unwrap();
-    }
-    fs::set_permissions(program, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(home.path().join("kept"), kept).unwrap();
+    write_program(&program, helper);
     for (file, content) in [
         (".docker/config.json", entry.as_str()),
         (".config/containers/auth.json", &entry),
@@ -265,8 +263,9 @@ async fn finds_logins_where_docker_keeps_them() {
         "#!/bin/sh\nread server\n[ \"$1 $server\" = 'get {}' ] && echo '{{\"Username\":\"{USER}\",\"Secret\":\"{PASSWORD}\"}}'\n",
         registry.address
     );
-    let helper = write("bin/docker-credential-test", helper);
-    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+    let program = write("bin/docker-credential-test", String::new());
+    fs::remove_file(&program).unwrap();
+    write_program(&program, &helper);
     write("helped/config.json", format!(r#"{{"credHelpers":{{"{}":"test"}}}}"#, registry.address));
     write("stored/config.json", r#"{"auths":{},"credsStore":"test"}"#.to_owned());
 
@@ -314,8 +313,7 @@ async fn asks_a_helper_again_when_its_login_has_expired() {
         "#!/bin/sh\nn=$(($(cat {0} 2>/dev/null) + 1)); echo $n > {0}; echo \"{{\\\"Username\\\":\\\"me\\\",\\\"Secret\\\":\\\"$n\\\"}}\"\n",
         path("count")
     );
-    fs::write(path("docker-credential-counting"), script).unwrap();
-    fs::set_permissions(path("docker-credential-counting"), fs::Permissions::from_mode(0o755)).unwrap();
+    write_program(path("docker-credential-counting").as_ref(), &script);
     fs::write(path("config.json"), r#"{"credsStore":"counting"}"#).unwrap();
     let search = format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap());
     let variables = [("PATH", search.as_str()), ("REGISTRY_AUTH_FILE", ""), ("DOCKER_CONFIG", &path(""))];

@@ -1,6 +1,6 @@
 //! Logins that are checked with a registry and kept, as other programs find them.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::fs;
 
 use lazo_registry::{Error, Login, Options, Place, Source, check_login, forget_login, keep_login};
 
@@ -94,8 +94,7 @@ async fn a_helper_keeps_logins_where_the_file_says_so() {
         let script = directory.path().join("docker-credential-kept");
         let text = "#!/bin/sh\ncase $1 in\nstore) cat > $DIR/kept; mv $DIR/meanwhile $DIR/config.json || :;;\nerase) cat > $DIR/erased; rm -f $DIR/kept;;\n\
                     get) cat $DIR/kept || { echo credentials not found in native keychain; exit 1; };;\nesac\n";
-        fs::write(&script, text).unwrap();
-        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        crate::common::write_program(&script, text);
         let mut command = std::process::Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "keeping::a_helper_keeps_logins_where_the_file_says_so"]);
         let search = format!("{}:{}", directory.path().display(), std::env::var("PATH").unwrap());

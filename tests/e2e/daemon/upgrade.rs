@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -10,7 +9,7 @@ use serde_json::Value;
 
 use super::{FILE, small};
 use crate::support::{
-    Scratch,
+    Scratch, copy_program,
     metrics::curl,
     node::{MODES, Node},
     run,
@@ -43,8 +42,7 @@ fn the_answer_comes_when_the_new_program_serves() {
         let node = Node::start(&scratch, mode);
         let mounted = node.mount(&small(), "mount", &[]);
         let other = scratch.join("other");
-        fs::copy(env!("CARGO_BIN_EXE_lazo"), &other).expect("a copy");
-        fs::set_permissions(&other, fs::Permissions::from_mode(0o755)).expect("its mode");
+        copy_program(env!("CARGO_BIN_EXE_lazo").as_ref(), &other, "");
         let before = node.get("health")["worker_pid"].clone();
         let (status, answer) = upgrade(&node, &other);
         let health = node.get("health");

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
 
 use rustix::fs::{FileType, Mode};
 use rustix::process::{Pid, Signal, kill_process};
@@ -17,6 +16,16 @@ fn process() {
 }
 
 /// A directory with a helper, and the process that runs it.
+/// Writes a program, by another process: one that another thread has just forked may have open what this process writes, and then
+/// it cannot be run.
+fn write_program(path: &std::path::Path, text: &str) {
+    let mut command = Command::new("sh");
+    command.args(["-c", "cat >\"$0\" && chmod 755 \"$0\""]).arg(path).stdin(std::process::Stdio::piped());
+    let mut shell = command.spawn().unwrap();
+    std::io::Write::write_all(&mut shell.stdin.take().unwrap(), text.as_bytes()).unwrap();
+    assert!(shell.wait().unwrap().success());
+}
+
 struct Rig {
     dir: tempfile::TempDir,
     helpers: Helpers,
@@ -28,8 +37,7 @@ impl Rig {
     fn new(script: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("docker-credential-t");
-        fs::write(&program, format!("#!/bin/sh\nread server\ncd {}\n{script}\n", dir.path().display())).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        write_program(&program, &format!("#!/bin/sh\nread server\ncd {}\n{script}\n", dir.path().display()));
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", "--ignored", "--nocapture", "node::helpers::tests::process"]);
         command.env("PATH", format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap()));

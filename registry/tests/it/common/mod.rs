@@ -238,3 +238,13 @@ pub(crate) fn snapshot(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 pub(crate) async fn open(reference: &ImageRef) -> Source {
     Source::open(reference, &Options::default()).await.unwrap()
 }
+
+/// Writes a program, by another process: one that another thread has just forked may have open what this process writes, and then
+/// it cannot be run.
+pub(crate) fn write_program(path: &std::path::Path, text: &str) {
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "cat >\"$0\" && chmod 755 \"$0\""]).arg(path).stdin(std::process::Stdio::piped());
+    let mut shell = command.spawn().unwrap();
+    std::io::Write::write_all(&mut shell.stdin.take().unwrap(), text.as_bytes()).unwrap();
+    assert!(shell.wait().unwrap().success());
+}
