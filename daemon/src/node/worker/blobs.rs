@@ -124,19 +124,19 @@ impl Slots {
 
     /// A blob's file here has been opened.
     pub(super) fn opened(&self, number: u32, blob: BlobIndex, file: File) {
-        let slot = self.get(number);
-        let copies = slot.as_ref().and_then(|slot| Some(&slot.served.get()?.copies));
-        if let Some(copy) = copies.and_then(|copies| copies.get(usize::from(blob.0))) {
-            let _ = copy.file.set(Arc::new(file));
-        }
+        self.with_copy(number, blob, |copy| drop(copy.file.set(Arc::new(file))));
     }
 
     /// It has not, and may be at the next read.
     pub(super) fn not_opened(&self, number: u32, blob: BlobIndex) {
+        self.with_copy(number, blob, |copy| copy.asked.store(false, Ordering::Relaxed));
+    }
+
+    fn with_copy(&self, number: u32, blob: BlobIndex, then: impl FnOnce(&Copy)) {
         let slot = self.get(number);
         let copies = slot.as_ref().and_then(|slot| Some(&slot.served.get()?.copies));
         if let Some(copy) = copies.and_then(|copies| copies.get(usize::from(blob.0))) {
-            copy.asked.store(false, Ordering::Relaxed);
+            then(copy);
         }
     }
 

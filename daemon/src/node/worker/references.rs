@@ -66,9 +66,7 @@ impl References {
     pub(super) fn new(found: Vec<Found>, upstream: Option<&Upstream>) -> Self {
         let mut references = Self::default();
         for (reference, sources) in found {
-            let used = reference.used;
             references.add(reference, sources, upstream);
-            references.0.iter_mut().last().into_iter().for_each(|held| held.reference.used = used);
         }
         references
     }
